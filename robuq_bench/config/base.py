@@ -1,0 +1,106 @@
+"""What recipes and presets share: strict models, one-line validation errors, dotted overrides."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from robuq_bench.errors import BenchError, unknown
+
+
+class Model(BaseModel):
+    """A frozen block of configuration that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+M = TypeVar("M", bound=Model)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises BenchError naming the line when it is not valid YAML or not a mapping."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise BenchError(f"{path}: not valid YAML ({reason})") from error
+    if not isinstance(value, dict):
+        raise BenchError(f"{path}: expected a mapping of keys to values, found {type(value).__name__}")
+    return value
+
+
+def find(folder: Path, kind: str, name: str) -> Path:
+    """`folder/name.yaml`, or `name` itself when it is a path to a YAML file."""
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise BenchError(f"{name}: no such {kind} file")
+        return Path(name)
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        if not folder.is_dir():
+            raise BenchError(f"{folder}/: no such folder; run from the root of a robuq_bench checkout")
+        raise unknown(kind, name, [p.stem for p in folder.glob("*.yaml")], where=f"{folder}/")
+    return path
+
+
+def build(model: type[M], value: dict[str, Any], where: str) -> M:
+    """Validate `value` as `model`. Raises BenchError: file, key, what is wrong, allowed values."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise BenchError(f"{where}: {_first(error, model)}") from error
+
+
+def override(value: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `value` with dotted keys replaced: {"activation.scale": "absmax"}.
+
+    A whole block may be replaced or set to null; a key below a null block starts a new one.
+    """
+    value = dict(value)
+    for dotted, new in overrides.items():
+        head, _, rest = dotted.partition(".")
+        value[head] = override(value.get(head) or {}, {rest: new}) if rest else new
+    return value
+
+
+def parse_overrides(text: str, where: str) -> dict[str, Any]:
+    """Parse "a.b=1,c=x" with YAML scalars as values. Raises BenchError on an item without '='."""
+    overrides = {}
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise BenchError(f"{where}: '{item}' is not key=value")
+        overrides[key.strip()] = yaml.safe_load(value)
+    return overrides
+
+
+def _first(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem as one line; further ones are counted."""
+    problems = error.errors()
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
+    if first["type"] == "extra_forbidden":
+        message = str(unknown("key", key, _keys(model, first["loc"])))
+    else:
+        given = f", found {first['input']!r}" if first["type"] not in ("missing", "value_error") else ""
+        message = f"{key}: {first['msg'].removeprefix('Value error, ')}{given}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return " ".join(message.split()) + more
+
+
+def _keys(model: type[BaseModel], location: tuple) -> list[str]:
+    """Dotted names of the fields beside an unknown key at `location`."""
+    prefix = ""
+    for part in location[:-1]:
+        field = model.model_fields.get(part) if isinstance(part, str) else None
+        inner = [t for t in _types(field.annotation)] if field else []
+        if not inner:
+            break
+        model, prefix = inner[0], f"{prefix}{part}."
+    return [prefix + name for name in model.model_fields]
+
+
+def _types(annotation: Any) -> list[type[BaseModel]]:
+    parts = getattr(annotation, "__args__", (annotation,))
+    return [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]

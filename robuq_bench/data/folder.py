@@ -1,0 +1,58 @@
+"""A folder of images, one subfolder per class."""
+
+from pathlib import Path
+
+import numpy as np
+
+from robuq_bench.data.decode import pixels
+from robuq_bench.data.images import ImageSet
+from robuq_bench.errors import BenchError
+
+# JPEG is lossy: good enough to train on, never what this package writes.
+SUFFIXES = (".png", ".webp", ".bmp", ".jpg", ".jpeg")
+
+
+def read(path: Path) -> ImageSet:
+    """All images of `path`/CLASS/*, classes and files in sorted order; names starting with a dot are skipped.
+
+    Each image is cut to its central square; all squares must be equal. Grey images become RGB if any is RGB.
+    Raises BenchError naming the file that is no image, does not decode, or has another size.
+    """
+    folders = [p for p in _visible(path) if p.is_dir()]
+    if not folders:
+        raise BenchError(
+            f"{path}: no subfolders; put the images of each class into a subfolder named after it"
+        )
+    files = [(file, label) for label, folder in enumerate(folders) for file in _files(folder)]
+    images = [_square(pixels(file)) for file, _ in files]
+    for (file, _), image in zip(files, images, strict=True):
+        if image.shape[:2] != images[0].shape[:2]:
+            raise BenchError(
+                f"{file}: central square of {len(image)} pixels, but {files[0][0]} has {len(images[0])}; "
+                "resize the images to one size"
+            )
+    channels = max(image.shape[2] for image in images)
+    stacked = np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
+    labels = np.array([label for _, label in files], np.int64)
+    return ImageSet(stacked, labels, tuple(folder.name for folder in folders))
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def _files(folder: Path) -> list[Path]:
+    files = _visible(folder)
+    if not files:
+        raise BenchError(f"{folder}: no images; add some or remove the folder")
+    for file in files:
+        if not file.is_file() or file.suffix.lower() not in SUFFIXES:
+            raise BenchError(f"{file}: not an image file ({', '.join(SUFFIXES)}); move it elsewhere")
+    return files
+
+
+def _square(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]

@@ -1,0 +1,20 @@
+"""The device a job runs on: what the preset asks for, or a plain refusal. Never a silent fallback."""
+
+import torch
+
+from robuq_bench.errors import BenchError
+
+
+def use(device: str, threads: int) -> str:
+    """Set CPU threads and return the torch device. Raises BenchError when CUDA is asked for and absent."""
+    torch.set_num_threads(threads)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BenchError(
+            "this preset needs a CUDA GPU and none is visible here; use a CPU preset (quick, smoke), or a GPU machine"
+        )
+    return device
+
+
+def describe(device: str) -> str:
+    """Name of the device for provenance."""
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"

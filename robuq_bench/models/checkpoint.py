@@ -1,0 +1,103 @@
+"""Checkpoints: safetensors with one JSON record of what the tensors are. Nothing here unpickles."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from robuq_bench.config.base import build as validated
+from robuq_bench.config.preset import DiT
+from robuq_bench.config.recipe import Variant
+from robuq_bench.errors import BenchError
+from robuq_bench.files import atomic, existing
+from robuq_bench.models.dit import Shape
+
+SCHEMA = 1
+KEY = "robuq_bench"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a checkpoint holds. `status`: "ok", or "diverged" with the reason; `bits`: activation bits per layer."""
+
+    kind: str
+    preset: str
+    variant: Variant
+    seed: int
+    model: DiT
+    shape: Shape
+    bits: dict[str, int]
+    status: str
+    reason: str
+    facts: dict[str, Any]
+    provenance: dict[str, Any]
+
+    @property
+    def diverged(self) -> bool:
+        return self.status == "diverged"
+
+
+def save(path: str | Path, tensors: dict[str, Tensor], card: Card) -> None:
+    """Write tensors and card to one safetensors file, atomically."""
+    record = {**asdict(card), "schema": SCHEMA}
+    record |= {"variant": card.variant.model_dump(mode="json"), "model": card.model.model_dump(mode="json")}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata={KEY: json.dumps(record, allow_nan=False)})
+
+
+def read_card(path: str | Path) -> Card:
+    """The card alone, without reading tensors."""
+    path = existing(path, "checkpoint")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return _card(handle.metadata(), path)
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+
+
+def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], Card]:
+    """Tensors and card of a checkpoint of `kind`. Raises BenchError when damaged or of another kind."""
+    path = existing(path, "checkpoint")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            card = _card(handle.metadata(), path)
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+    if card.kind != kind:
+        raise BenchError(f"{path}: holds a {card.kind} model, a {kind} one is needed here")
+    return tensors, card
+
+
+def load_into(model: torch.nn.Module, tensors: dict[str, Tensor], where: str | Path) -> None:
+    """Strict load. Raises BenchError naming the first tensor that does not fit: a checkpoint of another model."""
+    own = model.state_dict()
+    for name in sorted(own.keys() | tensors.keys()):
+        if name not in tensors or name not in own or own[name].shape != tensors[name].shape:
+            mine, theirs = (list(t[name].shape) if name in t else "absent" for t in (own, tensors))
+            raise BenchError(
+                f"{where}: checkpoint of another model: '{name}' is {theirs} there and {mine} in this preset"
+            )
+    model.load_state_dict(tensors)
+
+
+def _card(metadata: dict[str, str] | None, path: Path) -> Card:
+    if not metadata or KEY not in metadata:
+        raise BenchError(f"{path}: not a checkpoint of this project (no '{KEY}' record)")
+    record = json.loads(metadata[KEY])
+    if record.pop("schema", None) != SCHEMA:
+        raise BenchError(f"{path}: written by another version of this project; delete it and run again")
+    record["variant"] = validated(Variant, record["variant"], str(path))
+    record["model"] = validated(DiT, record["model"], str(path))
+    record["shape"] = Shape(**record["shape"])
+    return Card(**record)
+
+
+def _damaged(path: Path, error: Exception) -> BenchError:
+    return BenchError(f"{path}: truncated or damaged checkpoint ({error}); delete it and run again")

@@ -1,0 +1,93 @@
+"""Orthonormal Hadamard rotation of any width K * 2^m, without padding (H_K from Paley's constructions).
+
+Row-vector convention: a token x [n] becomes x @ H, with H = H_K (x) H_2 (x) ... (x) H_2, divided by sqrt(n).
+"""
+
+from functools import lru_cache
+from math import gcd, isqrt
+
+import torch
+from torch import Tensor
+
+from robuq_bench.errors import BenchError
+
+BLOCK = 128
+
+
+def _is_prime(n: int) -> bool:
+    return n > 1 and all(n % d for d in range(2, isqrt(n) + 1))
+
+
+def _jacobsthal(q: int) -> Tensor:
+    """Q[i, j] = quadratic character of i - j modulo the odd prime q."""
+    squares = {k * k % q for k in range(1, q)}
+    character = torch.tensor([0] + [1 if k in squares else -1 for k in range(1, q)])
+    index = torch.arange(q)
+    return character[(index[:, None] - index[None, :]) % q]
+
+
+def _paley(order: int) -> Tensor | None:
+    """A Hadamard matrix (int64, +-1) of `order` by Paley I (order - 1 prime) or II (order / 2 - 1 prime)."""
+    q = order - 1
+    if q % 4 == 3 and _is_prime(q):
+        core = torch.zeros(order, order, dtype=torch.int64)
+        core[0, 1:], core[1:, 0] = 1, -1
+        core[1:, 1:] = _jacobsthal(q)
+        return core + torch.eye(order, dtype=torch.int64)
+    q = order // 2 - 1
+    if order % 4 == 0 and q % 4 == 1 and _is_prime(q):
+        core = torch.zeros(q + 1, q + 1, dtype=torch.int64)
+        core[0, 1:], core[1:, 0] = 1, 1
+        core[1:, 1:] = _jacobsthal(q)
+        eye = torch.eye(q + 1, dtype=torch.int64)
+        return torch.kron(core, torch.tensor([[1, 1], [1, -1]])) + torch.kron(eye, torch.tensor([[1, -1], [-1, -1]]))
+    return None
+
+
+@lru_cache
+def signs_matrix(n: int) -> Tensor:
+    """An n x n Hadamard matrix of +-1 (int64). Raises BenchError when n is not K * 2^m with a K built here."""
+    odd = n & -n
+    base = n // odd  # odd part
+    if base == 1:
+        matrix, rest = torch.ones(1, 1, dtype=torch.int64), n
+    else:
+        orders = [base * 2**k for k in range(2, odd.bit_length())]
+        matrix, rest = next(((m, n // o) for o in orders if (m := _paley(o)) is not None), (None, 1))
+        if matrix is None:
+            raise BenchError(f"no Hadamard matrix of order {n} is built here; use a width K * 2^m, K in 1, 12, 20, 28, 36")
+    sylvester = torch.tensor([[1, 1], [1, -1]])
+    while rest > 1:
+        matrix, rest = torch.kron(matrix, sylvester), rest // 2
+    return matrix
+
+
+def block_width(n: int, kind: str) -> int:
+    """Channels mixed by one transform: all n ("full"), or the largest power of two up to 128 that divides n."""
+    return n if kind == "full" else gcd(n, BLOCK)
+
+
+@lru_cache
+def factors(n: int) -> tuple[Tensor, Tensor]:
+    """(A, B), orthonormal float32, with H = A (x) B: two small products instead of one n x n product."""
+    right = 1
+    while n % (right * 2) == 0 and right * right < n and _builds(n // (right * 2)):
+        right *= 2
+    left = n // right
+    return tuple(signs_matrix(order).float() / order**0.5 for order in (left, right))
+
+
+def _builds(n: int) -> bool:
+    try:
+        signs_matrix(n)
+    except BenchError:
+        return False
+    return True
+
+
+def rotate(x: Tensor, width: int) -> Tensor:
+    """x [..., n] @ blockdiag(H, ..., H) with blocks of `width`; orthonormal, same shape and dtype."""
+    a, b = (factor.to(x) for factor in factors(width))
+    shape = x.shape
+    x = x.reshape(-1, a.shape[0], b.shape[0])
+    return torch.matmul(a.T, torch.matmul(x, b)).reshape(shape)

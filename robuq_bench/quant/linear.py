@@ -1,0 +1,79 @@
+"""The quantised linear layer: rotate, quantise, multiply, add the low-rank branch (paper-facts 1.2-1.5)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robuq_bench.config.recipe import LowRank
+from robuq_bench.errors import BenchError
+from robuq_bench.quant.hadamard import block_width, rotate
+from robuq_bench.quant.quantiser import Quantiser
+
+
+class QuantLinear(nn.Module):
+    """y = Qa(h) Qw(W)^T + (h down^T) up^T + bias with h = (x * signs) H.
+
+    `weight` [out, in] lives in the rotated domain and is trained there: it is the residual that remains when the
+    low-rank branch up [out, r] @ down [r, in] is taken away. Parts that a recipe leaves out are None.
+    After `store()`, `weight` holds values of the grid and is no longer quantised on the fly.
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        weight_quantiser: Quantiser | None,
+        activation_quantiser: Quantiser | None,
+        rotation: str | None = None,
+        signs: Tensor | None = None,
+        low_rank: LowRank | None = None,
+    ):
+        super().__init__()
+        self.weight_quantiser = weight_quantiser
+        self.activation_quantiser = activation_quantiser
+        self.width = block_width(linear.in_features, rotation) if rotation else None
+        self.register_buffer("signs", signs)
+        self.bias = linear.bias
+        weight = linear.weight.detach().float()
+        self.weight = nn.Parameter(self.rotate(weight).to(linear.weight))
+        self.down = self.up = None
+        if low_rank is not None:
+            self._split_off(low_rank)
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """(x * signs) H, or `x` itself when the layer is not rotated."""
+        if self.width is None:
+            return x
+        return rotate(x if self.signs is None else x * self.signs.to(x.dtype), self.width)
+
+    def quantised_weight(self) -> Tensor:
+        return self.weight if self.weight_quantiser is None else self.weight_quantiser(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.rotate(x)
+        inputs = hidden if self.activation_quantiser is None else self.activation_quantiser(hidden)
+        output = F.linear(inputs, self.quantised_weight(), self.bias)
+        if self.down is not None:
+            output = output + F.linear(F.linear(hidden, self.down), self.up)
+        return output
+
+    @torch.no_grad()
+    def _split_off(self, branch: LowRank) -> None:
+        outputs, inputs = self.weight.shape
+        if branch.rank >= min(outputs, inputs):
+            raise BenchError(
+                f"low_rank.rank {branch.rank} is not below the smaller side of a {outputs}x{inputs} layer; lower it"
+            )
+        if branch.init == "zero":
+            down, up = torch.randn(branch.rank, inputs) / inputs**0.5, torch.zeros(outputs, branch.rank)
+        else:
+            left, values, right = torch.linalg.svd(self.weight.double(), full_matrices=False)
+            root = values[: branch.rank].sqrt()
+            up, down = left[:, : branch.rank] * root, root[:, None] * right[: branch.rank]
+        self.up, self.down = (nn.Parameter(part.to(self.weight)) for part in (up, down))
+        self.weight -= self.up @ self.down
+
+    @torch.no_grad()
+    def store(self, values: Tensor) -> None:
+        """Fix the weight to dequantised `values` [out, in]."""
+        self.weight.copy_(values)
+        self.weight_quantiser = None

@@ -1,0 +1,80 @@
+"""Fake quantisers: a format, a granularity, a scale rule and a gradient estimator put together."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robuq_bench.config.recipe import Quantiser as Spec
+from robuq_bench.quant.formats import SCALE_RULES, Grid, Rule, Scale, decode, encode, grid
+
+
+class _Round(torch.autograd.Function):
+    """Forward: the quantised value. Backward: the gradient of the estimator, zero where `mask` says so."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.mask = mask
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return (gradient if ctx.mask is None else gradient * ctx.mask), None, None
+
+
+def trust_mask(x: Tensor, value: Tensor, scale: Scale) -> Tensor:
+    """True where the quantisation error is at most half a step (trust estimator, arXiv 2502.05003)."""
+    return (x - value).abs() <= scale.step / 2 * (1 + 1e-6)
+
+
+def inside_mask(x: Tensor, scale: Scale, grid: Grid) -> Tensor:
+    """True where `x` is not clipped: within half a cell of a level."""
+    z = (x if scale.offset is None else x - scale.offset) / scale.cell.clamp_min(1e-12) - grid.shift
+    return (z >= grid.low - 0.5) & (z <= grid.high + 0.5)
+
+
+@dataclass(frozen=True)
+class Quantiser:
+    """`spec` at `bits`. Called on a tensor [..., n] it returns the fake-quantised tensor of the same shape and dtype.
+
+    One scale is shared by the whole tensor ("tensor") or by each vector along the last dimension ("channel" for
+    weights [out, in], "token" for activations [..., channels]). No gradient flows through the scale: the scales
+    follow the values, as in the fused author-adjacent code (paper-facts 1.5).
+    """
+
+    spec: Spec
+    bits: float
+
+    @property
+    def grid(self) -> Grid:
+        return grid(self.spec.format, self.bits)
+
+    @torch.no_grad()
+    def scale(self, x: Tensor) -> Scale:
+        """Scale of each group of `x`; offset includes the mean when the recipe centres."""
+        groups = x.reshape(1, -1) if self.spec.granularity == "tensor" else x
+        mean = groups.mean(-1, keepdim=True) if self.spec.centre else None
+        rule = Rule(self.spec.format, self.bits, self.spec.step)
+        found = SCALE_RULES[self.spec.scale](groups if mean is None else groups - mean, rule)
+        if mean is None:
+            return found
+        return Scale(found.cell, found.step, mean if found.offset is None else mean + found.offset)
+
+    def encode(self, x: Tensor, scale: Scale) -> Tensor:
+        """Integer codes of `x`, as int8 (uint8 range for 8-bit asymmetric is stored as int16)."""
+        dtype = torch.int8 if self.grid.high < 128 else torch.int16
+        return encode(x, scale, self.grid).to(dtype)
+
+    def decode(self, codes: Tensor, scale: Scale) -> Tensor:
+        return decode(codes.to(scale.step.dtype), scale, self.grid)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = self.scale(x)
+            value = decode(encode(x, scale, self.grid), scale, self.grid)
+            mask = None
+            if x.requires_grad and self.spec.estimator == "trust":
+                mask = trust_mask(x, value, scale)
+            elif x.requires_grad and self.spec.estimator == "clipped":
+                mask = inside_mask(x, scale, self.grid)
+        return _Round.apply(x, value, mask)

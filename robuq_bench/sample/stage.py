@@ -1,0 +1,47 @@
+"""Draw the images of a row from its packed model: class-conditional, guided, one seed per image."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from robuq_bench import provenance
+from robuq_bench.config.preset import load_preset
+from robuq_bench.devices import describe, use
+from robuq_bench.engine import packed
+from robuq_bench.files import sha256_file
+from robuq_bench.models.checkpoint import read_card
+from robuq_bench.progress import Bar
+from robuq_bench.sample.archive import Samples, save
+from robuq_bench.sample.generate import generate
+
+EXAMPLE = "robuq-bench sample --preset quick --packed results/quick/robuq/W1.58A2/seed0/packed.safetensors --out s.npz"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", required=True, help="name in config/, or a path")
+    parser.add_argument("--set", default="", metavar="K=V,...", help="overrides of the preset, e.g. sample.n=100")
+    parser.add_argument("--packed", type=Path, required=True, help="packed model")
+    parser.add_argument("--out", type=Path, required=True, help=".npz to write (ADM's layout)")
+
+
+def run(args: argparse.Namespace) -> None:
+    preset = load_preset(args.preset, args.set)
+    card = read_card(args.packed)
+    device = use(preset.device, preset.threads)
+    record = {
+        "status": card.status,
+        "reason": card.reason,
+        "protocol": preset.sample.model_dump(),
+        "packed": sha256_file(args.packed),
+        "provenance": provenance.collect(describe(device)),
+    }
+    images = np.zeros((0, card.shape.size, card.shape.size, card.shape.channels), dtype=np.uint8)
+    labels = np.zeros(0, dtype=np.int64)
+    if not card.diverged:
+        model, _ = packed.load(args.packed)
+        label = f"sample {card.variant.recipe} {card.variant.name} seed {card.seed}"
+        with Bar(label, preset.sample.n) as bar:
+            seeds = range(preset.sample.n)
+            images, labels = generate(model.to(device), card.shape, seeds, preset.sample, device, bar.advance)
+    save(args.out, Samples(images, labels, record))

@@ -1,0 +1,116 @@
+"""One training loop for full precision and QAT: AdamW, warm-up and cosine, EMA, resumable to the step."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robuq_bench.config.preset import Training
+from robuq_bench.errors import Diverged
+from robuq_bench.progress import Bar
+from robuq_bench.seeds import seed
+from robuq_bench.train.objective import draw, loss
+from robuq_bench.train.state import State
+
+
+@dataclass
+class Outcome:
+    """Averaged weights and the loss of every step."""
+
+    weights: dict[str, Tensor]
+    losses: list[float]
+
+
+def learning_rate(step: int, plan: Training) -> float:
+    """Linear warm-up, then cosine from `lr` to `lr * final_lr`."""
+    if step < plan.warmup:
+        return plan.lr * (step + 1) / plan.warmup
+    progress = (step - plan.warmup) / max(plan.steps - plan.warmup, 1)
+    return plan.lr * (plan.final_lr + (1 - plan.final_lr) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+class Average:
+    """Exponential moving average of the trainable weights, with the usual warm-up of the decay."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.live = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.weights = {name: p.detach().clone() for name, p in self.live.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.weights.values()), [p.detach() for p in self.live.values()], 1 - decay)
+
+
+def train(
+    model: nn.Module,
+    signal: Tensor,
+    labels: Tensor,
+    no_class: int,
+    plan: Training,
+    run_seed: int,
+    state: State,
+    label: str = "train",
+    device: str = "cpu",
+) -> Outcome:
+    """Train `model` in place for `plan.steps` steps and return averaged weights and losses.
+
+    `signal` float32 [N, C, H, W] in [-1, 1]; `labels` int64 [N]. Every step draws from (run_seed, step), so a run
+    that was cut and goes on from `state` equals the uncut one, bit for bit on a CPU with the same thread count.
+    Raises Diverged at the first non-finite loss.
+    """
+    optimiser = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=plan.lr,
+        weight_decay=plan.weight_decay,
+        betas=(0.9, 0.99),
+        fused=True,
+    )
+    average, losses, first = Average(model, plan.ema), [], 0
+    if (found := state.latest()) is not None:
+        first = found[0]
+        losses = _restore(found[1], model, optimiser, average)
+    model.train()
+    with Bar(label, plan.steps, first) as bar:
+        for step in range(first, plan.steps):
+            batch = draw(signal, labels, plan.batch, no_class, plan.label_dropout, seed("batch", run_seed, step))
+            losses.append(_step(model, optimiser, batch.to(device), learning_rate(step, plan), plan.grad_clip))
+            if not math.isfinite(losses[-1]):
+                raise Diverged(f"{label}: loss is {losses[-1]} at step {step}; lower the learning rate and run again")
+            average.update(step)
+            bar.advance(1, loss=sum(losses[-50:]) / len(losses[-50:]))
+            if (step + 1) % plan.save_every == 0 and step + 1 < plan.steps:
+                state.save(step + 1, _snapshot(model, optimiser, average, losses))
+    return Outcome(average.weights, losses)
+
+
+def _step(model: nn.Module, optimiser: torch.optim.Optimizer, batch, lr: float, clip: float) -> float:
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    value = loss(model, batch)
+    value.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return value.item()
+
+
+def _snapshot(model: nn.Module, optimiser, average: Average, losses: list[float]) -> dict[str, Any]:
+    return {
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "average": average.weights,
+        "losses": losses,
+    }
+
+
+def _restore(value: dict[str, Any], model: nn.Module, optimiser, average: Average) -> list[float]:
+    model.load_state_dict(value["model"])
+    optimiser.load_state_dict(value["optimiser"])
+    with torch.no_grad():
+        for name, weight in average.weights.items():
+            weight.copy_(value["average"][name])
+    return list(value["losses"])

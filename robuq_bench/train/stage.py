@@ -1,0 +1,130 @@
+"""Train one row: full precision from scratch, or quantisation-aware from a full-precision checkpoint."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from robuq_bench import provenance
+from robuq_bench.config.preset import Preset, load_preset
+from robuq_bench.config.recipe import Variant, load_variant
+from robuq_bench.data import ImageSet, load, resized, split
+from robuq_bench.devices import describe, use
+from robuq_bench.errors import BenchError, Diverged
+from robuq_bench.files import sha256_file, write_json
+from robuq_bench.models import checkpoint, dit
+from robuq_bench.quant.convert import convert, uniform_bits
+from robuq_bench.seeds import seed
+from robuq_bench.train.loop import Outcome, train
+from robuq_bench.train.objective import held_out_loss, to_signal
+from robuq_bench.train.state import State, fingerprint
+
+EXAMPLE = """robuq-bench train --preset quick --recipe robuq --variant W1.58A2 --start fp.safetensors \\
+    --model robuq.safetensors --curve robuq.json --state state/robuq"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", required=True, help="name in config/, or a path")
+    parser.add_argument("--set", default="", metavar="K=V,...", help="overrides of the preset")
+    parser.add_argument("--recipe", required=True, help="name in baselines/, with overrides: robuq,low_rank.rank=4")
+    parser.add_argument("--variant", required=True, help="such as W1.58A2")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="full-precision checkpoint that QAT starts from")
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint to write")
+    parser.add_argument("--curve", type=Path, required=True, help="loss of every step, JSON, to write")
+    parser.add_argument("--state", type=Path, required=True, help="folder for resumable state")
+    parser.add_argument(
+        "--record-divergence",
+        action="store_true",
+        help="write a checkpoint marked 'diverged' and exit 0, so that the table can show the row as such",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    preset = load_preset(args.preset, args.set)
+    variant = load_variant(args.recipe, args.variant)
+    plan = preset.train if variant.method.training == "none" else preset.qat
+    device = use(preset.device, plan.threads)
+    train_set, held_out = images(preset)
+    model, bits = prepare(preset, variant, dit_shape(train_set), args.seed, args.start)
+    state = State(
+        args.state,
+        fingerprint(
+            code=provenance.code_digest(__name__),
+            preset=preset.model_dump(include={"data", "model", "device"}),
+            plan=plan,
+            variant=variant,
+            seed=args.seed,
+            data=train_set.digest,
+            start=sha256_file(args.start) if args.start else None,
+            torch=torch.__version__,
+        ),
+    )
+    model.to(device)
+    label = f"train {args.recipe} {args.variant} seed {args.seed}"
+    signal, labels = to_signal(train_set.images), torch.from_numpy(train_set.labels)
+    status, reason, facts = "ok", "", {}
+    try:
+        outcome = train(model, signal, labels, len(train_set.classes), plan, args.seed, state, label, device)
+        facts = _finish(model, outcome, held_out, device, label)
+        losses = outcome.losses
+    except Diverged as error:
+        if not args.record_divergence:
+            raise
+        status, reason, losses = "diverged", str(error), []
+    facts |= {"train_images": len(train_set), "data": train_set.digest, "plan": plan.model_dump()}
+    card = checkpoint.Card(
+        kind="trained",
+        preset=args.preset,
+        variant=variant,
+        seed=args.seed,
+        model=preset.model,
+        shape=dit_shape(train_set),
+        bits=bits,
+        status=status,
+        reason=reason,
+        facts=facts,
+        provenance=provenance.collect(describe(device)),
+    )
+    checkpoint.save(args.model, model.state_dict() if status == "ok" else {}, card)
+    curve = {"status": status, "reason": reason, "losses": losses, **facts, "provenance": card.provenance}
+    write_json(args.curve, curve)
+    state.clear()
+
+
+def images(preset: Preset) -> tuple[ImageSet, ImageSet]:
+    """(training images, held-out images) of a preset."""
+    data = preset.data
+    return split(resized(load(data.source, data.path), data.size), data.held_out, seed("split"))
+
+
+def dit_shape(image_set: ImageSet) -> dit.Shape:
+    return dit.Shape(image_set.images.shape[1], image_set.images.shape[3], len(image_set.classes))
+
+
+def prepare(
+    preset: Preset, variant: Variant, shape: dit.Shape, run_seed: int, start: Path | None
+) -> tuple[nn.Module, dict[str, int]]:
+    """The model to train, and its activation bits per layer. Raises BenchError when the start does not fit."""
+    model = dit.build(preset.model, shape, init_seed=run_seed)
+    if (variant.method.training == "none") != (start is None):
+        needs = "starts from scratch, so --start is out of place" if start else "needs --start, a trained checkpoint"
+        raise BenchError(f"recipe '{variant.recipe}' {needs}")
+    if start is not None:
+        tensors, card = checkpoint.load(start, "trained")
+        if card.diverged:
+            raise BenchError(f"{start}: the full-precision model diverged ({card.reason}); nothing can start from it")
+        checkpoint.load_into(model, tensors, start)
+    bits = uniform_bits(model, variant)
+    return convert(model, variant, bits, run_seed), bits
+
+
+def _finish(model: nn.Module, outcome: Outcome, held_out: ImageSet, device: str, label: str) -> dict[str, float]:
+    """Load the averaged weights and measure the held-out loss. Raises Diverged when it is no better than zero."""
+    model.load_state_dict(outcome.weights, strict=False)
+    model.eval()
+    value, trivial = held_out_loss(model, held_out, device)
+    if not value < trivial:
+        raise Diverged(f"{label}: held-out loss {value:.4g} is no better than predicting zero ({trivial:.4g})")
+    return {"held_out_loss": value, "trivial_loss": trivial}

@@ -1,0 +1,226 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from robuq_bench.errors import BenchError
+from robuq_bench.metrics import build_reference, evaluate, label, load_extractor
+from robuq_bench.metrics.extractors import Inception, Pixels, cosine_waves
+from robuq_bench.metrics.features import Extractor, flatten_spatial
+
+ARRAYS = ("pooled", "spatial", "probabilities")
+
+
+@pytest.fixture(scope="module")
+def lite0() -> Extractor:
+    return load_extractor("EffNetLite0")
+
+
+def colours(n: int, side: int = 32, channels: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, channels), dtype=np.uint8)
+
+
+def pattern() -> np.ndarray:
+    """One image with edges and ramps, written as a formula so that the golden values need no file."""
+    y, x, c = np.meshgrid(np.arange(32), np.arange(32), np.arange(3), indexing="ij")
+    return ((7 * x * (c + 1) + 5 * y * y + 40 * c) % 256).astype(np.uint8)[None]
+
+
+def test_lite0_reproduces_the_reference_network(lite0):
+    """Golden values from efficientnet-lite-pytorch 0.1.0 with the same weights and the same upsampling.
+
+    Tolerance: folding and other kernels move features by up to 5e-6 of the largest; a wrong padding, order of
+    channels or resizing by 1e-2 or more.
+    """
+    features = lite0.features(pattern())
+    pooled, spatial, probabilities = (getattr(features, name)[0].astype(np.float64) for name in ARRAYS)
+    assert pooled[[61, 103, 1112, 1143]] == pytest.approx([5.542247, 4.99758, 4.867012, 4.822257], rel=1e-4)
+    assert pooled.sum() == pytest.approx(531.376324, rel=1e-4)
+    golden = [-2.801405, -3.961174, -8.893485, -8.125413, 8.298268]
+    assert spatial[[0, 1, 7, 56, 447]] == pytest.approx(golden, abs=1e-4 * 28.8)
+    assert np.abs(spatial).sum() == pytest.approx(2630.4121, rel=1e-4)
+    assert probabilities[[392, 506, 117, 646]] == pytest.approx(
+        [0.192145, 0.157113, 0.082306, 0.07126], rel=1e-3
+    )
+
+
+def test_lite0_shapes_and_types(lite0):
+    features = lite0.features(colours(3))
+    assert [getattr(features, name).shape for name in ARRAYS] == [(3, 1280), (3, 448), (3, 1000)]
+    assert all(getattr(features, name).dtype == np.float32 for name in ARRAYS)
+    assert features.source.digest.startswith("57934424")
+
+
+def test_features_repeat_bit_for_bit_and_do_not_depend_on_n(lite0):
+    images = colours(lite0.batch + 3)
+    whole, again = lite0.features(images), lite0.features(images)
+    alone, head = lite0.features(images[-1:]), lite0.features(images[:5])
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(whole, name), getattr(again, name))
+        np.testing.assert_array_equal(getattr(whole, name)[:5], getattr(head, name))
+        # Another place in the batch may take another path through a kernel: equal up to rounding only.
+        np.testing.assert_allclose(getattr(whole, name)[-1:], getattr(alone, name), rtol=1e-4, atol=1e-4)
+
+
+def test_grey_is_grey_rgb(lite0):
+    grey = colours(2, channels=1)
+    np.testing.assert_array_equal(lite0.features(grey).pooled, lite0.features(grey.repeat(3, axis=3)).pooled)
+
+
+def test_large_images_are_shrunk_without_aliasing(lite0):
+    """Every third column is white: plain resampling to a third would see white alone."""
+    stripes = torch.zeros(1, 3, 384, 384, dtype=torch.uint8)
+    stripes[..., 1::3] = 255
+    shrunk = lite0._resized(stripes)
+    assert shrunk.shape == (1, 3, 128, 128)
+    assert (shrunk - 85).abs().max() < 1
+
+
+def test_progress_is_told(lite0):
+    seen = []
+    lite0.features(colours(lite0.batch + 1), progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(lite0.batch, lite0.batch + 1), (lite0.batch + 1, lite0.batch + 1)]
+
+
+def test_tf32_settings_of_the_caller_are_left_alone():
+    torch.set_float32_matmul_precision("high")
+    try:
+        load_extractor("Pixels").features(colours(2))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_lite0_refuses_other_weights(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.zeros(2)}, path)
+    with pytest.raises(BenchError, match="not the published EfficientNet-Lite0 weights"):
+        load_extractor("EffNetLite0", path)
+    with pytest.raises(BenchError, match="no such weights file"):
+        load_extractor("EffNetLite0", tmp_path / "nothing.pth")
+
+
+@pytest.mark.parametrize(
+    "images", [colours(1).astype(np.float32), colours(1)[0], colours(1, channels=2), colours(1)[:0]]
+)
+def test_refuses_what_is_no_image(images):
+    with pytest.raises(BenchError, match="expected uint8"):
+        load_extractor("Pixels").features(images)
+
+
+def test_unknown_extractor():
+    with pytest.raises(BenchError, match="did you mean 'EffNetLite0'"):
+        load_extractor("EffNetLite")
+
+
+def test_only_inception_prints_fid():
+    assert [label(m, "Inception") for m in ("FD", "sFD", "KID")] == ["FID", "sFID", "KID"]
+    assert [label(m, "EffNetLite0") for m in ("FD", "sFD", "IS")] == [
+        "FD-EffNetLite0", "sFD-EffNetLite0", "IS-EffNetLite0",
+    ]  # fmt: skip
+
+
+def test_spatial_features_are_flattened_with_channels_innermost():
+    """Each value names its place: 100 row + 10 column + channel."""
+    row, column, channel = torch.meshgrid(torch.arange(3), torch.arange(2), torch.arange(9), indexing="ij")
+    maps = (100 * row + 10 * column + channel).permute(2, 0, 1)[None]
+    flat = flatten_spatial(maps)[0].tolist()
+    assert flat[:8] == [0, 1, 2, 3, 4, 5, 6, 10]
+    assert flat == [100 * r + 10 * c + k for r in range(3) for c in range(2) for k in range(7)]
+
+
+class TestPixels:
+    def test_waves_are_orthonormal(self):
+        waves = cosine_waves(8, 64)
+        assert torch.allclose(waves.T @ waves, torch.eye(64, dtype=torch.float64), atol=1e-12)
+        assert torch.allclose(waves[:, 0], torch.full((64,), 1 / 8, dtype=torch.float64))
+
+    def test_known_answers(self):
+        white = load_extractor("Pixels").features(np.full((1, 16, 16, 3), 255, np.uint8))
+        assert white.pooled[0, 0] == pytest.approx(8)
+        assert np.abs(white.pooled[0, 1:]).max() < 1e-6
+        assert white.spatial == pytest.approx(np.ones((1, 16)))
+        assert white.probabilities == pytest.approx(np.full((1, 10), 0.1))
+
+    def test_is_not_called_perceptual(self):
+        assert label("FD", Pixels.name) == "FD-Pixels"
+
+    def test_takes_no_weights(self, tmp_path):
+        with pytest.raises(BenchError, match="takes no weights"):
+            load_extractor("Pixels", tmp_path)
+
+    def test_noise_raises_the_distance(self, rng):
+        ramps = np.clip(
+            np.arange(8)[:, None] * rng.uniform(5, 30, (400, 1, 1)) + rng.normal(0, 20, (400, 8, 8)), 0, 255
+        )
+        images = ramps.astype(np.uint8)[..., None]
+        pixels = load_extractor("Pixels")
+        reference = build_reference([pixels.features(images[:200])])
+
+        def distance(sigma):
+            noisy = np.clip(images[200:] + rng.normal(0, sigma, images[200:].shape), 0, 255).astype(np.uint8)
+            return evaluate(pixels.features(noisy), reference)["FD"]
+
+        distances = [distance(sigma) for sigma in (0, 16, 48)]
+        assert distances == sorted(distances)
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory) -> Path:
+    """Random weights in torch-fidelity's format: its network, built without its download."""
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    network_class = module.FeatureExtractorInceptionV3
+    patch = pytest.MonkeyPatch()
+    patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
+    patch.setattr(network_class, "load_state_dict", lambda *_, **__: None)
+    torch.manual_seed(0)
+    network = network_class("inception", ["2048"])
+    patch.undo()
+    folder = tmp_path_factory.mktemp("inception")
+    torch.save(network.state_dict(), folder / "weights.pth")
+    yield folder / "weights.pth"
+    shutil.rmtree(folder)  # 95 MB
+
+
+class TestInception:
+    def test_taps(self, inception_file):
+        inception = load_extractor("Inception", inception_file)
+        inception.batch = 2
+        inputs = []
+        inception.network.Mixed_6d.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+        features = inception.features(colours(2))
+        assert [getattr(features, name).shape for name in ARRAYS] == [(2, 2048), (2, 2023), (2, 1008)]
+        branch = inception.network.Mixed_6d.branch1x1
+        expected = torch.relu(branch.bn(branch.conv(inputs[0])))[:, :7].permute(0, 2, 3, 1).reshape(2, -1)
+        np.testing.assert_allclose(features.spatial, expected.numpy(), rtol=1e-5, atol=1e-6)
+        logits = torch.from_numpy(features.pooled) @ inception.network.fc.weight.T  # no bias
+        np.testing.assert_allclose(features.probabilities, logits.softmax(1).numpy(), rtol=1e-4)
+
+    def test_needs_a_path(self):
+        with pytest.raises(BenchError, match=r"set evaluate\.weights to your copy"):
+            load_extractor("Inception")
+        with pytest.raises(BenchError, match="no such weights file"):
+            Inception("nothing.pth")
+
+    def test_runs_no_code_from_the_file(self, tmp_path):
+        class Trap:
+            def __reduce__(self):
+                return Path.touch, (tmp_path / "sprung",)
+
+        torch.save({"fc.weight": Trap()}, tmp_path / "weights.pth")
+        with pytest.raises(BenchError, match="not a safe file of weights"):
+            load_extractor("Inception", tmp_path / "weights.pth")
+        assert not (tmp_path / "sprung").exists()
+
+    @pytest.mark.parametrize("content", [b"", b"not weights at all"])
+    def test_damaged(self, tmp_path, content):
+        (tmp_path / "weights.pth").write_bytes(content)
+        with pytest.raises(BenchError, match="not a safe file of weights"):
+            load_extractor("Inception", tmp_path / "weights.pth")
+
+    def test_weights_of_another_network(self, tmp_path):
+        torch.save({"a": torch.zeros(2)}, tmp_path / "weights.pth")
+        with pytest.raises(BenchError, match="not torch-fidelity's Inception weights"):
+            load_extractor("Inception", tmp_path / "weights.pth")
