@@ -16,7 +16,7 @@ VERBS = {
     "reference": "robuq_bench.metrics.reference_stage",
     "evaluate": "robuq_bench.metrics.stage",
     "measure": "robuq_bench.measure.stage",
-    "probe": "robuq_bench.quant.probe_stage",
+    "probe": "robuq_bench.measure.probe",
     "table": "robuq_bench.report.table_stage",
     "report": "robuq_bench.report.stage",
 }

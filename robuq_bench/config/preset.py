@@ -97,6 +97,11 @@ class Preset(Model):
     def _fits(self) -> "Preset":
         if self.data.size % self.model.patch:
             raise ValueError(f"data.size {self.data.size} is not a multiple of model.patch {self.model.patch}")
+        if self.data.held_out < self.sample.n:
+            raise ValueError(
+                f"data.held_out {self.data.held_out} is below sample.n {self.sample.n}: the real-vs-real floor "
+                "needs as many held-out images as a row has"
+            )
         if len(set(self.rows)) < len(self.rows):
             raise ValueError("rows: a row stands twice")
         return self

@@ -57,11 +57,12 @@ def wgmma_source(bn: int) -> str:
     registers = ", ".join(f"%{i}" for i in range(count))
     operands = ", ".join(f'"+r"((&d[0][0])[{i}])' for i in range(count))
     return f"""
-__device__ __forceinline__ void wgmma(int (&d)[{bn // 8}][4], unsigned long long a, unsigned long long w) {{
-  asm volatile("{{\\n.reg .pred add;\\nsetp.eq.u32 add, 0, 0;\\n"
+__device__ __forceinline__ void wgmma(int (&d)[{bn // 8}][4], unsigned long long a, unsigned long long w,
+                                      bool add_up) {{
+  asm volatile("{{\\n.reg .pred add;\\nsetp.ne.u32 add, %{count + 2}, 0;\\n"
                "wgmma.mma_async.sync.aligned.m64n{bn}k256.s32.b1.b1.and.popc {{{registers}}}, "
                "%{count}, %{count + 1}, add;\\n}}"
-               : {operands} : "l"(a), "l"(w));
+               : {operands} : "l"(a), "l"(w), "r"((int)add_up));
 }}
 """
 

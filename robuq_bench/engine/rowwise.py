@@ -13,7 +13,6 @@ from robuq_bench.engine.packing import RANK, ROWS, PackedActivation, pack_bits
 from robuq_bench.errors import BenchError
 from robuq_bench.quant import gaussian
 
-WARPS = 8
 POINTERS = "x scale shift mix signs down planes code_sum step offset low".split()
 PRE = {"none": 0, "modulate": 1, "gelu": 2}
 
@@ -89,12 +88,19 @@ def source_and_macros(
     return jit.read_source("rowwise.cu"), macros | {"CENTER": int(center)}
 
 
+def _round(columns: int) -> tuple[int, int]:
+    """(tokens, warps) of a block's round, as in rowwise.cu: one warp for each 32 columns of a token."""
+    tokens = 8 if columns <= 64 else 4
+    return tokens, tokens * columns // 32
+
+
 @functools.cache
 def _kernel(
     rows: int, columns: int, bits: int, pre: str, rank: bool, center: bool, device: torch.device
 ) -> jit.Kernel:
     source, macros = source_and_macros(rows, columns, bits, pre, rank, center)
-    shared = WARPS * (rows * columns // 2 + 4) * 4 + WARPS * 512 if rank else 0
+    tokens, warps = _round(columns)
+    shared = tokens * (rows * columns // 2 + 4) * 4 + warps * 512 if rank else 0
     return jit.Kernel(jit.compile_cubin(source, jit.architecture(device), macros), "rowwise", shared, device)
 
 
@@ -140,19 +146,20 @@ def rotate_quantize(
     pointers = {"x": x, "scale": scale, "shift": shift, "mix": rotation.mix, "signs": rotation.signs, "down": down}
     pointers |= {"planes": packed.planes, "code_sum": packed.code_sum, "step": step, "offset": packed.offset, "low": low}
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    tokens = -(-m // (processors * 2) // WARPS) * WARPS
+    tokens, warps = _round(rotation.columns)
+    run = -(-m // (processors * (2 if rotation.columns == 32 else 1)) // tokens) * tokens  # tokens of one block
     arguments = _Arguments(
         *(None if pointers[name] is None else pointers[name].data_ptr() for name in POINTERS),
         m=m,
         image_tokens=m // len(scale) if scale is not None else 1,
-        tokens_per_block=tokens,
+        tokens_per_block=run,
         norm=rotation.norm,
         cell=sqrt(pi / 2) * gaussian.step(levels, bits),
         rounding=2 ** (bits - 1) + (0.5 if levels == "midtread" else 0.0),
         epsilon=epsilon,
     )
     kernel = _kernel(len(rotation.mix), rotation.columns, bits, pre, down is not None, center, device)
-    kernel(-(-m // tokens), 32 * WARPS, arguments)
+    kernel(-(-m // run), 32 * warps, arguments)
     return packed
 
 

@@ -20,12 +20,13 @@ def evaluate(fake: Features, reference: Reference) -> dict[str, Any]:
     Raises BenchError for features of another extractor, non-finite ones, and n too small for a covariance.
     """
     check_source(fake.source, reference.source, "evaluate")
+    pooled, spatial = moments(fake.pooled), moments(fake.spatial)
     neighbours = reference.kept[: len(fake)]
     distance = kid(fake.pooled, reference.kept)
     manifold = precision_recall(real=neighbours, fake=fake.pooled)
     return {
-        "FD": frechet_distance(moments(fake.pooled), reference.pooled),
-        "sFD": frechet_distance(moments(fake.spatial), reference.spatial),
+        "FD": frechet_distance(pooled, reference.pooled),
+        "sFD": frechet_distance(spatial, reference.spatial),
         "IS": inception_score(fake.probabilities),
         "KID": distance.value,
         "KID_se": distance.standard_error,

@@ -24,7 +24,7 @@ def convert(model: nn.Module, variant: Variant, bits: dict[str, int], sign_seed:
     `sign_seed` fixes the random signs of the rotation. Raises BenchError when a rank does not fit a layer.
     """
     method = variant.method
-    if method.weight is None:
+    if method.weight is None and method.activation is None:
         return model
     for name, (parent, attribute, linear) in linears(model).items():
         if layer_type(name) == "adaln" and method.adaln is None:
@@ -42,7 +42,7 @@ def _quantised(linear: nn.Linear, name: str, variant: Variant, bits: int, sign_s
     rotated = method.rotation is not None and layer_type(name) in method.rotation.layers
     return QuantLinear(
         linear,
-        weight_quantiser=Quantiser(method.weight, variant.weight_bits),
+        weight_quantiser=None if method.weight is None else Quantiser(method.weight, variant.weight_bits),
         activation_quantiser=activation,
         rotation=method.rotation.kind if rotated else None,
         signs=_signs(method, name, linear.in_features, sign_seed) if rotated else None,

@@ -117,11 +117,11 @@ def encode(x: Tensor, scale: Scale, grid: Grid) -> Tensor:
     """Integer codes (in the dtype of `x`) of the nearest levels, clamped to the grid."""
     z = x if scale.offset is None else x - scale.offset
     z = z / scale.cell.clamp_min(TINY)
-    codes = torch.floor(z) if grid.shift else torch.round(z)
+    codes = z.floor_() if grid.shift else z.round_()
     return codes.clamp_(grid.low, grid.high)
 
 
-def decode(codes: Tensor, scale: Scale, grid: Grid) -> Tensor:
-    """Values of integer codes."""
-    values = (codes + grid.shift if grid.shift else codes) * scale.step
-    return values if scale.offset is None else values + scale.offset
+def decode_(codes: Tensor, scale: Scale, grid: Grid) -> Tensor:
+    """Values of integer codes held in a float tensor, computed in its place (a third of the memory traffic)."""
+    values = (codes.add_(grid.shift) if grid.shift else codes).mul_(scale.step)
+    return values if scale.offset is None else values.add_(scale.offset)

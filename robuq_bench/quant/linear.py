@@ -52,9 +52,10 @@ class QuantLinear(nn.Module):
         hidden = self.rotate(x)
         inputs = hidden if self.activation_quantiser is None else self.activation_quantiser(hidden)
         output = F.linear(inputs, self.quantised_weight(), self.bias)
-        if self.down is not None:
-            output = output + F.linear(F.linear(hidden, self.down), self.up)
-        return output
+        if self.down is None:
+            return output
+        branch = F.linear(hidden, self.down).flatten(0, -2)
+        return torch.addmm(output.flatten(0, -2), branch, self.up.T).view(output.shape)  # output + branch up^T
 
     @torch.no_grad()
     def _split_off(self, branch: LowRank) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robuq_bench.config.recipe import Quantiser as Spec
-from robuq_bench.quant.formats import SCALE_RULES, Grid, Rule, Scale, decode, encode, grid
+from robuq_bench.quant.formats import SCALE_RULES, TINY, Grid, Rule, Scale, decode_, encode, grid
 
 
 class _Round(torch.autograd.Function):
@@ -29,7 +29,7 @@ def trust_mask(x: Tensor, value: Tensor, scale: Scale) -> Tensor:
 
 def inside_mask(x: Tensor, scale: Scale, grid: Grid) -> Tensor:
     """True where `x` is not clipped: within half a cell of a level."""
-    z = (x if scale.offset is None else x - scale.offset) / scale.cell.clamp_min(1e-12) - grid.shift
+    z = (x if scale.offset is None else x - scale.offset) / scale.cell.clamp_min(TINY) - grid.shift
     return (z >= grid.low - 0.5) & (z <= grid.high + 0.5)
 
 
@@ -66,12 +66,13 @@ class Quantiser:
         return encode(x, scale, self.grid).to(dtype)
 
     def decode(self, codes: Tensor, scale: Scale) -> Tensor:
-        return decode(codes.to(scale.step.dtype), scale, self.grid)
+        """Values of integer codes, in the dtype of the scale."""
+        return decode_(codes.to(scale.step.dtype, copy=True), scale, self.grid)
 
     def __call__(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             scale = self.scale(x)
-            value = decode(encode(x, scale, self.grid), scale, self.grid)
+            value = decode_(encode(x, scale, self.grid), scale, self.grid)
             mask = None
             if x.requires_grad and self.spec.estimator == "trust":
                 mask = trust_mask(x, value, scale)

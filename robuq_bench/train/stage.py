@@ -9,13 +9,13 @@ from torch import nn
 from robuq_bench import provenance
 from robuq_bench.config.preset import Preset, load_preset
 from robuq_bench.config.recipe import Variant, load_variant
-from robuq_bench.data import ImageSet, load, resized, split
+from robuq_bench.data import ImageSet
 from robuq_bench.devices import describe, use
 from robuq_bench.errors import BenchError, Diverged
 from robuq_bench.files import sha256_file, write_json
 from robuq_bench.models import checkpoint, dit
 from robuq_bench.quant.convert import convert, uniform_bits
-from robuq_bench.seeds import seed
+from robuq_bench.train.images import images
 from robuq_bench.train.loop import Outcome, train
 from robuq_bench.train.objective import held_out_loss, to_signal
 from robuq_bench.train.state import State, fingerprint
@@ -91,12 +91,6 @@ def run(args: argparse.Namespace) -> None:
     curve = {"status": status, "reason": reason, "losses": losses, **facts, "provenance": card.provenance}
     write_json(args.curve, curve)
     state.clear()
-
-
-def images(preset: Preset) -> tuple[ImageSet, ImageSet]:
-    """(training images, held-out images) of a preset."""
-    data = preset.data
-    return split(resized(load(data.source, data.path), data.size), data.held_out, seed("split"))
 
 
 def dit_shape(image_set: ImageSet) -> dit.Shape:

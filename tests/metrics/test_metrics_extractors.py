@@ -75,7 +75,7 @@ def test_large_images_are_shrunk_without_aliasing(lite0):
     stripes[..., 1::3] = 255
     shrunk = lite0._resized(stripes)
     assert shrunk.shape == (1, 3, 128, 128)
-    assert (shrunk - 85).abs().max() < 1
+    assert (shrunk[..., 2:-2] - 85).abs().max() < 0.1  # the outermost columns lack neighbours
 
 
 def test_progress_is_told(lite0):

@@ -68,20 +68,20 @@ __device__ void load_channels(const Gemm& p, Channels& channels, int n0, int thr
       channels.up[i] = n0 * 4 + i < padded * 4 ? p.up[n0 * 4 + i] : make_uint2(0, 0);
 }
 
-// The two tokens (rows g and g + 8 of an m16 tile) whose accumulators a thread holds.
+// The two tokens (rows g and g + 8 of an m16 tile) whose sums a thread holds. WHOLE: the tile lies inside the output.
 struct Tokens {
-  int row[2], code_sum[2];
+  int code_sum[2];
   float step[2], offset[2];
   unsigned down[4];
 };
 
+template <bool WHOLE>
 __device__ __forceinline__ Tokens load_tokens(const Gemm& p, int row0, int lane) {
   Tokens t;
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     const int row = row0 + (lane >> 2) + 8 * h;
-    const bool real = row < p.m;
-    t.row[h] = row;
+    const bool real = WHOLE || row < p.m;
     t.code_sum[h] = real ? p.code_sum[row] : 0;
     t.step[h] = real ? p.step[row] : 0.f;
     t.offset[h] = OFFSET && real ? p.offset[row] : 0.f;
@@ -93,67 +93,78 @@ __device__ __forceinline__ Tokens load_tokens(const Gemm& p, int row0, int lane)
   return t;
 }
 
-// Finish 16 tokens x 32 channels held by one warp. The packed weights are permuted inside each group of 32 channels so
-// that a thread's sums acc[j][2 h + e] are channels 8 (lane % 4) + 2 j + e of token h: eight neighbours, one
-// 16-byte store, and no detour through shared memory. `col` counts channels inside the tile that starts at n0.
-__device__ __forceinline__ void finish(const Gemm& p, const Channels& ch, const Tokens& t, const int (*acc)[4], int n0,
-                                       int col, int lane) {
-  const int c0 = col + 8 * (lane & 3);
-  float y[4][4];
-#pragma unroll
-  for (int j = 0; j < 4; j++)
-#pragma unroll
-    for (int e = 0; e < 2; e++) {
-      const int c = c0 + 2 * j + e;
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        float level_sum = t.step[h] * ((float)acc[j][2 * h + e] + ch.shifted_sum[c]);
-        if (OFFSET) level_sum += t.offset[h] * ch.weight_sum[c];
-        y[j][2 * h + e] = ch.alpha[c] * level_sum + ch.bias[c];
-      }
-    }
-  if (LOWRANK)
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const uint2 b = ch.up[(col / 8 + j) * 32 + lane];
-      asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-          : "+f"(y[j][0]), "+f"(y[j][1]), "+f"(y[j][2]), "+f"(y[j][3])
-          : "r"(t.down[0]), "r"(t.down[1]), "r"(t.down[2]), "r"(t.down[3]), "r"(b.x), "r"(b.y));
-    }
-  const int n = n0 + c0;
-  const bool whole = n + 8 <= p.n && p.n % 8 == 0;
+__device__ __forceinline__ bool inside(const Gemm& p, int row0, int rows, int n0) {
+  return row0 + rows <= p.m && n0 + BN <= p.n && p.n % 8 == 0;
+}
+
+// Finish 16 tokens x `GROUPS` times 32 channels held by one warp; acc[j] has the code sum taken off. The packed weights
+// are permuted inside each group of 32 channels so that a thread's sums acc[j][2 h + e] are channels 8 (lane % 4) + 2 j + e
+// of token h: eight neighbours, one 16-byte store, and no detour through shared memory. `col` counts channels inside the
+// tile that starts at n0.
+template <bool WHOLE, int GROUPS>
+__device__ __forceinline__ void finish(const Gemm& p, const Channels& ch, const Tokens& t, const int (*acc)[4], int row0,
+                                       int n0, int col, int lane) {
+  const int c0 = col + 8 * (lane & 3), row = row0 + (lane >> 2), n = n0 + c0;
+  unsigned short* out[2];
+  const unsigned short *gate[2], *residual[2];
 #pragma unroll
   for (int h = 0; h < 2; h++) {
-    if (t.row[h] >= p.m) continue;
-    const long long at = (long long)t.row[h] * p.n + n;
-    const long long gate_at = EPILOGUE == 2 ? (long long)(t.row[h] / p.gate_rows) * p.n + n : 0;
-    if (whole) {
-      uint4 gate, residual;
-      if (EPILOGUE == 2) {
-        gate = *(const uint4*)(p.gate + gate_at);
-        residual = *(const uint4*)(p.residual + at);
+    out[h] = p.out + (long long)(row + 8 * h) * p.n + n;
+    if (EPILOGUE == 2) {
+      residual[h] = p.residual + (long long)(row + 8 * h) * p.n + n;
+      gate[h] = p.gate + (long long)((row + 8 * h) / p.gate_rows) * p.n + n;
+    }
+  }
+#pragma unroll
+  for (int group = 0; group < GROUPS; group++) {
+    float y[4][4];
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+#pragma unroll
+      for (int e = 0; e < 2; e++) {
+        const int c = c0 + 32 * group + 2 * j + e;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          float level_sum = t.step[h] * ((float)acc[4 * group + j][2 * h + e] + ch.shifted_sum[c]);
+          if (OFFSET) level_sum += t.offset[h] * ch.weight_sum[c];
+          y[j][2 * h + e] = ch.alpha[c] * level_sum + ch.bias[c];
+        }
       }
-      unsigned pairs[4];
+    if (LOWRANK)
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        float a = y[j][2 * h], b = y[j][2 * h + 1];
-        if (EPILOGUE == 1) a = gelu(a), b = gelu(b);
-        if (EPILOGUE == 2) {
-          const unsigned g = (&gate.x)[j], r = (&residual.x)[j];
-          a = low_half(g) * a + low_half(r), b = high_half(g) * b + high_half(r);
-        }
-        pairs[j] = bf16_pair(a, b);
+        const uint2 b = ch.up[(col / 8 + 4 * group + j) * 32 + lane];
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(y[j][0]), "+f"(y[j][1]), "+f"(y[j][2]), "+f"(y[j][3])
+            : "r"(t.down[0]), "r"(t.down[1]), "r"(t.down[2]), "r"(t.down[3]), "r"(b.x), "r"(b.y));
       }
-      *(uint4*)(p.out + at) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-    } else {
 #pragma unroll
-      for (int i = 0; i < 8; i++) {
-        if (n + i >= p.n) continue;
-        float a = y[i / 2][2 * h + i % 2];
-        if (EPILOGUE == 1) a = gelu(a);
-        if (EPILOGUE == 2)
-          a = low_half((unsigned)p.gate[gate_at + i]) * a + low_half((unsigned)p.residual[at + i]);
-        p.out[at + i] = (unsigned short)bf16_pair(a, 0.f);
+    for (int h = 0; h < 2; h++) {
+      if (WHOLE) {
+        uint4 g, r;
+        if (EPILOGUE == 2) g = *(const uint4*)(gate[h] + 32 * group), r = *(const uint4*)(residual[h] + 32 * group);
+        unsigned pairs[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          float a = y[j][2 * h], b = y[j][2 * h + 1];
+          if (EPILOGUE == 1) a = gelu(a), b = gelu(b);
+          if (EPILOGUE == 2) {
+            a = low_half((&g.x)[j]) * a + low_half((&r.x)[j]);
+            b = high_half((&g.x)[j]) * b + high_half((&r.x)[j]);
+          }
+          pairs[j] = bf16_pair(a, b);
+        }
+        *(uint4*)(out[h] + 32 * group) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+          const int at = 32 * group + i;
+          if (row + 8 * h >= p.m || n + at >= p.n) continue;
+          float a = y[i / 2][2 * h + i % 2];
+          if (EPILOGUE == 1) a = gelu(a);
+          if (EPILOGUE == 2) a = low_half(gate[h][at]) * a + low_half(residual[h][at]);
+          out[h][at] = (unsigned short)bf16_pair(a, 0.f);
+        }
       }
     }
   }
@@ -161,23 +172,27 @@ __device__ __forceinline__ void finish(const Gemm& p, const Channels& ch, const 
 
 // A block works through a contiguous run of tiles, ordered so that neighbours share their weights; the weights of one
 // run of `tiles` token tiles stay in shared memory. Worker w takes tiles first + w, first + w + WORKERS, ...
+// Taking up new weights costs about as much as CHANGE tiles, and is counted as such when the work is shared out.
+constexpr int CHANGE = 2;
+
 struct Run {
   int n_tile, first, tiles;
 };
 
-__device__ __forceinline__ bool next_run(const Gemm& p, int& done, Run& run) {
-  const int m_tiles = (p.m + BM - 1) / BM, n_tiles = (p.n + BN - 1) / BN;
-  const long long all = (long long)m_tiles * n_tiles;
+__device__ __forceinline__ bool next_run(const Gemm& p, int& at, Run& run) {
+  const int column = (p.m + BM - 1) / BM + CHANGE, n_tiles = (p.n + BN - 1) / BN;
+  const long long all = (long long)column * n_tiles;
   const int end = (int)(all * (blockIdx.x + 1) / gridDim.x);
-  if (done == 0) done = (int)(all * blockIdx.x / gridDim.x) + 1;  // kept one ahead, so that 0 means "not begun"
-  const int at = done - 1;
-  if (at >= end) return false;
-  run.n_tile = at / m_tiles;
-  run.first = at % m_tiles;
-  const int stop = min(end, (run.n_tile + 1) * m_tiles);
-  run.tiles = stop - at;
-  done = stop + 1;
-  return true;
+  if (at < 0) at = (int)(all * blockIdx.x / gridDim.x);
+  while (at < end) {
+    run.n_tile = at / column;
+    const int from = max(at - run.n_tile * column, CHANGE), to = min(end - run.n_tile * column, column);
+    run.first = from - CHANGE;
+    run.tiles = to - from;
+    at = (run.n_tile + 1) * column;
+    if (run.tiles > 0) return true;
+  }
+  return false;
 }
 
 // The order in which a worker reads its activations: tile, then plane from high to low, then chunk of K.

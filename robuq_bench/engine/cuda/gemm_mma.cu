@@ -4,6 +4,11 @@
 // them, high plane first; between planes the accumulators are doubled (Horner), so one int32 accumulator serves any bits.
 // Each worker is four warps on its own tile with its own ring: while one stores its outputs the others multiply.
 
+template <bool VALUE>
+struct Constant {
+  static constexpr bool value = VALUE;
+};
+
 static_assert(BM == 128 && UNITS % CHUNK == 0, "tile");
 constexpr int WARP_N = BN / 2, NT = WARP_N / 8, STAGE = 2 * CHUNK * PIECE, WEIGHTS = UNITS * 2 * BN * 16;
 
@@ -74,8 +79,8 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
   const unsigned ring = shared_address(memory + WEIGHTS + worker * STAGES * STAGE);
   const int m_pieces = (p.m + 63) / 64, n_pieces = (p.n + 63) / 64;
 
-  int done = 0;
-  for (Run run; next_run(p, done, run);) {
+  int at = -1;
+  for (Run run; next_run(p, at, run);) {
     const int n0 = run.n_tile * BN;
     __syncthreads();  // every worker has finished with the last run's weights
     for (int i = threadIdx.x; i < UNITS * 2 * BN; i += WORKERS * 128) {
@@ -124,14 +129,22 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
 #pragma unroll
           for (int i = 0; i < 4 * NT * 4; i++) (&acc[0][0][0])[i] *= 2;
       }
+      const int col = warp_n * WARP_N;
+      auto finish_all = [&](auto whole) {
+        constexpr bool WHOLE = decltype(whole)::value;
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const Tokens tokens = load_tokens(p, (run.first + tile) * BM + warp_m * 64 + i * 16, lane);
+        for (int i = 0; i < 4; i++) {
+          const int row0 = (run.first + tile) * BM + warp_m * 64 + i * 16;
+          const Tokens tokens = load_tokens<WHOLE>(p, row0, lane);
 #pragma unroll
-        for (int j = 0; j < NT * 4; j++) acc[i][j / 4][j % 4] -= tokens.code_sum[j % 4 / 2];
-#pragma unroll
-        for (int j = 0; j < NT; j += 4) finish(p, channels, tokens, &acc[i][j], n0, warp_n * WARP_N + j * 8, lane);
-      }
+          for (int j = 0; j < NT * 4; j++) acc[i][j / 4][j % 4] -= tokens.code_sum[j % 4 / 2];
+          finish<WHOLE, NT / 4>(p, channels, tokens, acc[i], row0, n0, col, lane);
+        }
+      };
+      if (inside(p, (run.first + tile) * BM, BM, n0))
+        finish_all(Constant<true>{});
+      else
+        finish_all(Constant<false>{});
     }
     asm volatile("cp.async.wait_group 0;" ::: "memory");
   }

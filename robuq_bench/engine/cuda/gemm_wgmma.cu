@@ -30,12 +30,7 @@ __device__ __forceinline__ void wait(unsigned barrier, int parity) {
 }
 
 // Between planes the accumulators are doubled. The code sum is taken off on the way to the last plane, where it costs
-// nothing: 2 acc - code_sum is one instruction. With one bit there is no such step, and `begin` takes it off.
-__device__ __forceinline__ void begin(int (&acc)[BN / 8][4], const Tokens& t, int bits) {
-#pragma unroll
-  for (int i = 0; i < BN / 2; i++) acc[i / 4][i % 4] = bits == 1 ? -t.code_sum[i % 4 / 2] : 0;
-}
-
+// nothing: 2 acc - code_sum is one instruction.
 __device__ __forceinline__ void double_up(int (&acc)[BN / 8][4], const Tokens& t, int done_plane) {
   const int less[2] = {done_plane == 1 ? t.code_sum[0] : 0, done_plane == 1 ? t.code_sum[1] : 0};
 #pragma unroll
@@ -56,8 +51,8 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
     asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(barriers + threadIdx.x)) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 
-  int done = 0, runs = 0, slot = 0, parity = 0, turn = 0;
-  for (Run run; next_run(p, done, run); runs++) {
+  int at = -1, runs = 0, slot = 0, parity = 0, turn = 0;
+  for (Run run; next_run(p, at, run); runs++) {
     const int n0 = run.n_tile * BN;
     __syncthreads();  // the barriers are ready, and every worker has finished with the last run's weights
     if (threadIdx.x < 32) {
@@ -90,9 +85,10 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
     __syncthreads();
 
     for (int tile = worker; tile < run.tiles; tile += WORKERS) {
-      const Tokens tokens = load_tokens(p, (run.first + tile) * BM + (thread >> 5) * 16, lane);
+      const int row0 = (run.first + tile) * BM + (thread >> 5) * 16;
+      const bool whole = inside(p, (run.first + tile) * BM, BM, n0);
+      const Tokens tokens = whole ? load_tokens<true>(p, row0, lane) : load_tokens<false>(p, row0, lane);
       int acc[BN / 8][4];
-      begin(acc, tokens, p.bits);
       if (tile >= TURNS) wait(turns + worker * 8, turn), turn ^= 1;
       for (int plane = p.bits - 1; plane >= 0; plane--) {
         for (int chunk = 0; chunk < CHUNKS; chunk++) {
@@ -102,7 +98,8 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
           const unsigned long long w = descriptor(weights + chunk * CHUNK * 2 * BN * 16, BN * 16);
           asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-          for (int u = 0; u < CHUNK; u++) wgmma(acc, a + u * (PIECE >> 4), w + u * (2 * BN));
+          for (int u = 0; u < CHUNK; u++)
+            wgmma(acc, a + u * (PIECE >> 4), w + u * (2 * BN), u || chunk || plane < p.bits - 1);
           asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
           worker_barrier(worker);  // all four warps have read the stage
           if (thread == 0) load();
@@ -112,8 +109,13 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
       }
       if (thread == 0 && tile + TURNS < run.tiles)
         asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(turns + (tile + TURNS) % WORKERS * 8) : "memory");
+      if (p.bits == 1)  // there was no doubling
 #pragma unroll
-      for (int j = 0; j < BN / 8; j += 4) finish(p, channels, tokens, &acc[j], n0, j * 8, lane);
+        for (int i = 0; i < BN / 2; i++) acc[i / 4][i % 4] -= tokens.code_sum[i % 4 / 2];
+      if (whole)
+        finish<true, BN / 32>(p, channels, tokens, acc, row0, n0, 0, lane);
+      else
+        finish<false, BN / 32>(p, channels, tokens, acc, row0, n0, 0, lane);
     }
   }
 }

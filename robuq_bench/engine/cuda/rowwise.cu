@@ -2,9 +2,10 @@
 // quantise -> bit planes in the layout of the GEMM, with the code sum and the low-rank down-projection on the way.
 //
 // A token [N] is seen as X [R, C], C = 32 BLOCKS; the rotation is Y = mix^T X H_C * NORM with any R x R matrix of small
-// integers (a Hadamard matrix for the full rotation, the identity for rotation in blocks of C). One warp does one token.
-// mix^T X runs on the tensor cores in bf16: the matrix is exact, and X is split in two bf16 halves, so 16 bits of X take part.
-// H_C is 5 butterflies over a warp's registers and lanes, and log2 BLOCKS more over registers.
+// integers (a Hadamard matrix for the full rotation, the identity for rotation in blocks of C). BLOCKS warps do one token,
+// one warp each block of 32 columns of Y: the butterflies between blocks are taken on the way in, as sums of X.
+// mix^T X runs on the tensor cores in bf16: the matrix is exact, and X is split in two bf16 halves, so 16 bits of X take part
+// (all of X when nothing comes before). The other 5 butterflies of H_C run over a warp's registers and lanes.
 //
 // Macros: R, BLOCKS, BITS, PRE = 0 nothing | 1 LayerNorm and modulate | 2 GELU(tanh), RANK, CENTER = 0 | 1.
 
@@ -24,10 +25,10 @@ struct Rowwise {
   float norm, cell, rounding, epsilon;
 };
 
-constexpr int C = 32 * BLOCKS, N = R * C, UNITS = N / 128, WARPS = 8;
+constexpr int C = 32 * BLOCKS, N = R * C, UNITS = N / 128, TOKENS = BLOCKS > 2 ? 4 : 8, WARPS = TOKENS * BLOCKS;
 constexpr int SLOTS = (R + 3) / 4;       // rows 4 q + t of X that a thread feeds, t = lane % 4
 constexpr int K_TILES = (SLOTS + 3) / 4, OUT = (R + 7) / 8, M_TILES = (OUT + 1) / 2;
-constexpr bool SPLIT = PRE != 0;         // otherwise X is bf16 as it comes
+constexpr bool SPLIT = PRE || BLOCKS > 1;  // otherwise X is bf16 as it comes
 constexpr int STRIDE = N / 2 + 4;        // words of a token in shared memory; the 4 spread the banks
 static_assert(N % 128 == 0 && R <= 48, "width");
 
@@ -48,7 +49,10 @@ __device__ __forceinline__ float warp_sum(float v) {
 
 __device__ __forceinline__ float gelu(float x) {
   // x sigmoid(2 u): the codes must not depend on an approximate tanh.
-  return __fdividef(x, 1.f + __expf(-x * (1.5957691216f + 0.0713548163f * x * x)));
+  float e, r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * (-2.3022082f - 0.10294324f * x * x)));  // exp(-2 u)
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.f + e));
+  return x * r;
 }
 
 __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
@@ -60,6 +64,14 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsig
 __device__ __forceinline__ void mma_half(float (&d)[4], const unsigned (&a)[4], unsigned b0) {  // k = 8
   asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(b0));
+}
+
+// One k16 step of mix^T X for four columns, all rows; what is left of K may fill only half an instruction.
+__device__ __forceinline__ void multiply(float (&d)[M_TILES][4], const unsigned (&mix)[M_TILES][K_TILES][4], int tile_k,
+                                         unsigned b0, unsigned b1) {
+#pragma unroll
+  for (int i = 0; i < M_TILES; i++)
+    SLOTS - 4 * tile_k <= 2 ? mma_half(d[i], mix[i][tile_k], b0) : mma(d[i], mix[i][tile_k], b0, b1);
 }
 
 // Eight codes as nibbles of `x`, code i at nibble 4 i1 + 2 i0 + i2: two bit swaps leave plane p in byte p, in order.
@@ -78,9 +90,23 @@ __device__ __forceinline__ unsigned transpose_quad(unsigned v, int t) {
   return __byte_perm(v, other, t & 2 ? 0x3276 : 0x5410);
 }
 
+// Sum over the BLOCKS warps of a token; `scratch` has a float for each of them, and its own for each use in a round.
+__device__ __forceinline__ float token_sum(float v, float* scratch, int token, int block) {
+  v = warp_sum(v);
+  if (BLOCKS == 1) return v;
+  if ((threadIdx.x & 31) == 0) scratch[token * BLOCKS + block] = v;
+  asm volatile("bar.sync %0, %1;" ::"r"(token + 1), "n"(32 * BLOCKS) : "memory");
+  v = 0.f;
+#pragma unroll
+  for (int i = 0; i < BLOCKS; i++) v += scratch[token * BLOCKS + i];
+  return v;
+}
+
 extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS == 1 ? 2 : 1) rowwise(const __grid_constant__ Rowwise p) {
-  extern __shared__ unsigned memory[];   // RANK: WARPS tokens of bf16, then WARPS x 128 floats
+  extern __shared__ unsigned memory[];   // RANK: TOKENS tokens of bf16, then WARPS x 128 floats
+  __shared__ float scratch[3][WARPS];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+  const int block = warp % BLOCKS, own = warp / BLOCKS;  // of the columns of Y, of the tokens of this round
 
   unsigned mix[M_TILES][K_TILES][4];
 #pragma unroll
@@ -89,155 +115,159 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS == 1 ? 2 : 1) ro
     const int row = 16 * tile_m + g + 8 * (part & 1), column = 16 * tile_k + 8 * (part >> 1) + t;
     const float a = row < R && column < R ? p.mix[column * R + row] : 0.f;
     const float b = row < R && column + 4 < R ? p.mix[(column + 4) * R + row] : 0.f;
-    mix[tile_m][tile_k][part] = bf16_pair(a, b);
+    mix[tile_m][tile_k][part] = 16 * tile_m + 8 * (part & 1) < R ? bf16_pair(a, b) : 0;
   }
-  unsigned negate[BLOCKS][(SLOTS + 7) / 8] = {};  // four bits a row: columns 4 g .. 4 g + 3
+  // Signs of what a thread reads, columns 4 g .. 4 g + 3 of a row: four bits a row, or masks for pairs of bf16.
+  unsigned negate[BLOCKS][(SLOTS + 7) / 8] = {};
+  uint2 flip[SPLIT ? 1 : SLOTS];
 #pragma unroll
   for (int i = 0; i < BLOCKS * SLOTS; i++) {
-    const int slot = i % SLOTS, block = i / SLOTS, row = 4 * slot + t;
-    const unsigned four = row < R ? p.signs[row * BLOCKS + block] >> (4 * g) & 15 : 0;
-    negate[block][slot / 8] |= four << (slot % 8 * 4);
+    const int slot = i % SLOTS, from = i / SLOTS, row = 4 * slot + t;
+    unsigned four = row < R ? p.signs[row * BLOCKS + from] >> (4 * g) & 15 : 0;
+    if (__popc(from & block) & 1) four ^= 15;  // the butterflies between blocks
+    if (SPLIT)
+      negate[from][slot / 8] |= four << (slot % 8 * 4);
+    else
+      flip[slot] = make_uint2((four & 1) << 15 | (four & 2) << 30, (four & 4) << 13 | (four & 8) << 28);
   }
   const float sign[2] = {t & 1 ? -1.f : 1.f, t & 2 ? -1.f : 1.f};
+  const bool last_real = 8 * (OUT - 1) + g < R;  // rows past R exist in the last group only
 
   const int begin = blockIdx.x * p.tokens_per_block, end = min(p.m, begin + p.tokens_per_block);
-  for (int base = begin; base < end; base += WARPS) {
-    const int token = min(base + warp, end - 1);  // spare warps of the last round repeat its last token
-    const uint2* x = p.x + (long long)token * (N / 4);
-    auto at = [&](int block, int slot) { return ((4 * slot + t) * C + 32 * block) / 4 + g; };
+  for (int base = begin; base < end; base += TOKENS) {
+    const int token = min(base + own, end - 1);  // spare warps of the last round repeat its last token
+    const bool store = base + own < end;
+    const uint2* x = p.x + (long long)token * (N / 4) + (t * C) / 4 + g;
+    auto at = [](int from, int slot) { return (4 * slot * C + 32 * from) / 4; };
+    auto there = [&](int slot) { return slot < SLOTS && 4 * slot + t < R; };
 
+    uint2 raw[SLOTS];                    // of one block at a time
+    auto read = [&](int from) {
+#pragma unroll
+      for (int slot = 0; slot < SLOTS; slot++) raw[slot] = there(slot) ? x[at(from, slot)] : make_uint2(0, 0);
+    };
+    read(0);
     float mean = 0.f, deviation = 1.f;
     if (PRE == 1) {
       float sum = 0.f, squares = 0.f;
 #pragma unroll
-      for (int i = 0; i < BLOCKS * SLOTS; i++)
-        if (4 * (i % SLOTS) + t < R) {
-          const uint2 v = x[at(i / SLOTS, i % SLOTS)];
-          sum += low_half(v.x) + high_half(v.x) + low_half(v.y) + high_half(v.y);
-        }
+      for (int from = 0; from < BLOCKS; from++) {
+        if (BLOCKS > 1) read(from);
+#pragma unroll
+        for (int i = 0; i < SLOTS; i++)
+          sum += (low_half(raw[i].x) + high_half(raw[i].x)) + (low_half(raw[i].y) + high_half(raw[i].y));
+      }
       mean = warp_sum(sum) / N;
 #pragma unroll
-      for (int i = 0; i < BLOCKS * SLOTS; i++)
-        if (4 * (i % SLOTS) + t < R) {
-          const uint2 v = x[at(i / SLOTS, i % SLOTS)];
-          const float a = low_half(v.x) - mean, b = high_half(v.x) - mean;
-          const float c = low_half(v.y) - mean, d = high_half(v.y) - mean;
-          squares += a * a + b * b + c * c + d * d;
-        }
+      for (int from = 0; from < BLOCKS; from++) {
+        if (BLOCKS > 1) read(from);
+#pragma unroll
+        for (int i = 0; i < SLOTS; i++)
+          if (there(i)) {
+            const float a = low_half(raw[i].x) - mean, b = high_half(raw[i].x) - mean;
+            const float c = low_half(raw[i].y) - mean, d = high_half(raw[i].y) - mean;
+            squares += (a * a + b * b) + (c * c + d * d);
+          }
+      }
       deviation = rsqrtf(warp_sum(squares) / N + p.epsilon);
     }
+    const long long image = PRE == 1 ? (long long)(token / p.image_tokens) * (N / 4) + (t * C) / 4 + g : 0;
 
-    float y[BLOCKS][OUT][8];             // rows 8 s + g, columns 32 block + 8 t + i
-    float total = 0.f;
+    float d[4][M_TILES][4] = {};         // mix^T X: columns 4 (2 t + e) + j, rows g and g + 8
+    if (!SPLIT) {
 #pragma unroll
-    for (int block = 0; block < BLOCKS; block++) {
-      float d[4][M_TILES][4] = {};
+      for (int slot = 0; slot < SLOTS; slot++) raw[slot].x ^= flip[slot].x, raw[slot].y ^= flip[slot].y;
+#pragma unroll
+      for (int tile_k = 0; tile_k < K_TILES; tile_k++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          auto pair = [&](int slot) {
+            const uint2 a = raw[min(slot, SLOTS - 1)], b = raw[min(slot + 1, SLOTS - 1)];
+            const unsigned both = __byte_perm(j < 2 ? a.x : a.y, j < 2 ? b.x : b.y, j % 2 ? 0x7632 : 0x5410);
+            return slot >= SLOTS ? 0 : slot + 1 >= SLOTS ? both & 0xffffu : both;
+          };
+          multiply(d[j], mix, tile_k, pair(4 * tile_k), pair(4 * tile_k + 2));
+        }
+    } else {
 #pragma unroll
       for (int tile_k = 0; tile_k < K_TILES; tile_k++) {
-        const bool half = SLOTS - 4 * tile_k <= 2;  // what is left of K fills half an instruction
-        float v[4][4];                   // slot, column 4 g + j
+        float v[4][4] = {};              // slot, column 4 g + j
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const int slot = 4 * tile_k + i;
+        for (int i = 0; i < 4; i++)
 #pragma unroll
-          for (int j = 0; j < 4; j++) v[i][j] = 0.f;
-          if (slot >= SLOTS || 4 * slot + t >= R) continue;
-          const uint2 raw = x[at(block, slot)];
-          v[i][0] = low_half(raw.x), v[i][1] = high_half(raw.x), v[i][2] = low_half(raw.y), v[i][3] = high_half(raw.y);
-          if (PRE == 1) {
-            const long long image = (long long)(token / p.image_tokens) * (N / 4) + at(block, slot);
-            const uint2 s = p.scale[image], o = p.shift[image];
-            v[i][0] = (v[i][0] - mean) * deviation * (1.f + low_half(s.x)) + low_half(o.x);
-            v[i][1] = (v[i][1] - mean) * deviation * (1.f + high_half(s.x)) + high_half(o.x);
-            v[i][2] = (v[i][2] - mean) * deviation * (1.f + low_half(s.y)) + low_half(o.y);
-            v[i][3] = (v[i][3] - mean) * deviation * (1.f + high_half(s.y)) + high_half(o.y);
+          for (int from = 0; from < BLOCKS; from++) {
+            const int slot = 4 * tile_k + i;
+            if (!there(slot)) continue;
+            const uint2 r = BLOCKS == 1 ? raw[min(slot, SLOTS - 1)] : x[at(from, slot)];
+            float w[4] = {low_half(r.x), high_half(r.x), low_half(r.y), high_half(r.y)};
+            if (PRE == 1) {
+              const uint2 s = p.scale[image + at(from, slot)], o = p.shift[image + at(from, slot)];
+              w[0] = fmaf(w[0] - mean, fmaf(deviation, low_half(s.x), deviation), low_half(o.x));
+              w[1] = fmaf(w[1] - mean, fmaf(deviation, high_half(s.x), deviation), high_half(o.x));
+              w[2] = fmaf(w[2] - mean, fmaf(deviation, low_half(s.y), deviation), low_half(o.y));
+              w[3] = fmaf(w[3] - mean, fmaf(deviation, high_half(s.y), deviation), high_half(o.y));
+            }
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+              if (PRE == 2) w[j] = gelu(w[j]);
+              const unsigned bit = negate[from][slot / 8] << (31 - slot % 8 * 4 - j) & 0x80000000u;
+              v[i][j] += __uint_as_float(__float_as_uint(w[j]) ^ bit);
+            }
           }
-#pragma unroll
-          for (int j = 0; j < 4; j++) {
-            if (PRE == 2) v[i][j] = gelu(v[i][j]);
-            v[i][j] = __uint_as_float(__float_as_uint(v[i][j]) ^
-                                      (negate[block][slot / 8] << (31 - slot % 8 * 4 - j) & 0x80000000u));
-          }
-        }
 #pragma unroll
         for (int j = 0; j < 4; j++) {
           const unsigned b0 = bf16_pair(v[0][j], v[1][j]), b1 = bf16_pair(v[2][j], v[3][j]);
-#pragma unroll
-          for (int i = 0; i < M_TILES; i++)
-            half ? mma_half(d[j][i], mix[i][tile_k], b0) : mma(d[j][i], mix[i][tile_k], b0, b1);
-          if (SPLIT) {
-            const unsigned c0 = bf16_pair(v[0][j] - low_half(b0), v[1][j] - high_half(b0));
-            const unsigned c1 = bf16_pair(v[2][j] - low_half(b1), v[3][j] - high_half(b1));
-#pragma unroll
-            for (int i = 0; i < M_TILES; i++)
-              half ? mma_half(d[j][i], mix[i][tile_k], c0) : mma(d[j][i], mix[i][tile_k], c0, c1);
-          }
+          multiply(d[j], mix, tile_k, b0, b1);
+          multiply(d[j], mix, tile_k, bf16_pair(v[0][j] - low_half(b0), v[1][j] - high_half(b0)),
+                   bf16_pair(v[2][j] - low_half(b1), v[3][j] - high_half(b1)));
         }
-      }
-#pragma unroll
-      for (int s = 0; s < OUT; s++) {
-        float(&r)[8] = y[block][s];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-          // Columns 8 t + j and 8 t + 4 + j: the butterfly over bit 2 of the column.
-          const float a = d[j][s / 2][s % 2 * 2], b = d[j][s / 2][s % 2 * 2 + 1];
-          r[j] = a + b, r[4 + j] = a - b;
-        }
-#pragma unroll
-        for (int bit = 1; bit < 4; bit *= 2)
-#pragma unroll
-          for (int i = 0; i < 8; i++)
-            if (!(i & bit)) {
-              const float a = r[i], b = r[i | bit];
-              r[i] = a + b, r[i | bit] = a - b;
-            }
-#pragma unroll
-        for (int bit = 0; bit < 2; bit++)
-#pragma unroll
-          for (int i = 0; i < 8; i++) r[i] = fmaf(sign[bit], r[i], __shfl_xor_sync(~0u, r[i], 1 << bit));
       }
     }
-#pragma unroll
-    for (int bit = 1; bit < BLOCKS; bit *= 2)
-#pragma unroll
-      for (int block = 0; block < BLOCKS; block++)
-        if (!(block & bit))
-#pragma unroll
-          for (int i = 0; i < OUT * 8; i++) {
-            const float a = y[block][i / 8][i % 8], b = y[block | bit][i / 8][i % 8];
-            y[block][i / 8][i % 8] = a + b, y[block | bit][i / 8][i % 8] = a - b;
-          }
 
-    const bool last_real = 8 * (OUT - 1) + g < R;  // rows past R exist in the last group only
-    auto all = [&](auto&& use) {
+    float y[OUT][8];                     // rows 8 s + g, columns 32 block + 8 t + i
 #pragma unroll
-      for (int block = 0; block < BLOCKS; block++)
+    for (int s = 0; s < OUT; s++) {
+      float(&r)[8] = y[s];
 #pragma unroll
-        for (int s = 0; s < OUT; s++) use(block, s, s < OUT - 1 || last_real);
-    };
+      for (int j = 0; j < 4; j++) {      // columns 8 t + j and 8 t + 4 + j
+        const float a = d[j][s / 2][s % 2 * 2], b = d[j][s / 2][s % 2 * 2 + 1];
+        r[j] = a + b, r[4 + j] = a - b;
+      }
+#pragma unroll
+      for (int bit = 1; bit < 4; bit *= 2)
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+          if (!(i & bit)) {
+            const float a = r[i], b = r[i | bit];
+            r[i] = a + b, r[i | bit] = a - b;
+          }
+#pragma unroll
+      for (int bit = 0; bit < 2; bit++)
+#pragma unroll
+        for (int i = 0; i < 8; i++) r[i] = fmaf(sign[bit], r[i], __shfl_xor_sync(~0u, r[i], 1 << bit));
+    }
 
     if (RANK) {                          // the branch takes the rotated token before centring and rounding
-      all([&](int block, int s, bool real) {
-        float(&r)[8] = y[block][s];
-        const float f = p.norm;
-        if (real)
-          *(uint4*)(memory + warp * STRIDE + ((8 * s + g) * C + 32 * block + 8 * t) / 2) =
-              make_uint4(bf16_pair(r[0] * f, r[1] * f), bf16_pair(r[2] * f, r[3] * f), bf16_pair(r[4] * f, r[5] * f),
-                         bf16_pair(r[6] * f, r[7] * f));
-      });
+      const float f = p.norm;
+#pragma unroll
+      for (int s = 0; s < OUT; s++)
+        if (s < OUT - 1 || last_real)
+          *(uint4*)(memory + own * STRIDE + ((8 * s + g) * C + 32 * block + 8 * t) / 2) =
+              make_uint4(bf16_pair(y[s][0] * f, y[s][1] * f), bf16_pair(y[s][2] * f, y[s][3] * f),
+                         bf16_pair(y[s][4] * f, y[s][5] * f), bf16_pair(y[s][6] * f, y[s][7] * f));
       __syncthreads();
-      float d[4] = {};
+      float low[4] = {};                 // rank g or g + 8, token 2 t or 2 t + 1
+      const unsigned* b = memory + g % TOKENS * STRIDE + t;
+#pragma unroll 3
       for (int tile = warp; tile < N / 16; tile += WARPS) {
         const uint4 a = p.down[tile * 32 + lane];
-        const unsigned* b = memory + g * STRIDE + tile * 8 + t;
-        mma(d, {a.x, a.y, a.z, a.w}, b[0], b[4]);
+        mma(low, {a.x, a.y, a.z, a.w}, b[tile * 8], b[tile * 8 + 4]);
       }
-      float* partial = (float*)(memory + WARPS * STRIDE);
+      float* partial = (float*)(memory + TOKENS * STRIDE);
 #pragma unroll
-      for (int i = 0; i < 4; i++)        // rank g or g + 8, token 2 t or 2 t + 1
-        partial[warp * 128 + (2 * t + i % 2) * 16 + g + i / 2 * 8] = d[i];
+      for (int i = 0; i < 4; i++) partial[warp * 128 + (2 * t + i % 2) * 16 + g + i / 2 * 8] = low[i];
       __syncthreads();
-      if (threadIdx.x < 128 && base + threadIdx.x / 16 < end) {
+      if (threadIdx.x < TOKENS * 16 && base + threadIdx.x / 16 < end) {
         float sum = 0.f;
 #pragma unroll
         for (int i = 0; i < WARPS; i++) sum += partial[i * 128 + threadIdx.x];
@@ -248,41 +278,41 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS == 1 ? 2 : 1) ro
     float centre = 0.f;
     if (CENTER) {
       float sum = 0.f;
-      all([&](int block, int s, bool) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) sum += y[block][s][i];
-      });
-      centre = warp_sum(sum) / N;
-      all([&](int block, int s, bool real) {
+      for (int i = 0; i < OUT * 8; i++) sum += y[i / 8][i % 8];
+      centre = token_sum(sum, scratch[0], own, block) / N;
 #pragma unroll
-        for (int i = 0; i < 8; i++) y[block][s][i] -= real ? centre : 0.f;
-      });
+      for (int i = 0; i < OUT * 8; i++) y[i / 8][i % 8] -= i / 8 < OUT - 1 || last_real ? centre : 0.f;
     }
-    all([&](int block, int s, bool) {
+    float total = 0.f;
 #pragma unroll
-      for (int i = 0; i < 8; i++) total += fabsf(y[block][s][i]);
-    });
-    const float step = fmaxf(warp_sum(total) / N * p.norm * p.cell, 1e-12f), to_cells = p.norm / step;
+    for (int i = 0; i < OUT * 8; i++) total += fabsf(y[i / 8][i % 8]);
+    total = token_sum(total, scratch[1], own, block);
+    const float step = fmaxf(total / N * p.norm * p.cell, 1e-12f), to_cells = p.norm / step;
 
     int codes = 0;
-    all([&](int block, int s, bool real) {
-      // Adding 2^23 rounding down leaves floor(z) in the low bits; the rest of that number is taken off all at once.
-      unsigned x = 0;
+#pragma unroll
+    for (int s = 0; s < OUT; s++) {
+      // Adding 2^23 rounding down leaves floor(z) in the low bits; the rest of those numbers is taken off all at once.
+      unsigned sum = 0;
 #pragma unroll
       for (int i = 0; i < 8; i++) {
-        const float z = fminf(fmaxf(fmaf(y[block][s][i], to_cells, p.rounding), 0.f), (1 << BITS) - 0.5f);
-        x += (__float_as_uint(__fadd_rd(z, 8388608.f)) - 0x4b000000u) << (4 * ((i >> 1 & 1) * 4 + (i & 1) * 2 + (i >> 2)));
+        const float z = fminf(fmaxf(fmaf(y[s][i], to_cells, p.rounding), 0.f), (1 << BITS) - 0.5f);
+        const int nibble = (i >> 1 & 1) * 4 + (i & 1) * 2 + (i >> 2);
+        sum += __float_as_uint(__fadd_rd(z, 8388608.f)) << 4 * nibble;
       }
-      if (!real) x = 0;
-      codes += (((x & 0x0f0f0f0fu) + (x >> 4 & 0x0f0f0f0fu)) * 0x01010101u) >> 24;
-      const unsigned plane = transpose_quad(nibbles_to_planes(x), t);
-      const int word = (8 * s + g) * BLOCKS + block;
-      if (real && t < BITS && base + warp < end)
-        p.planes[(((token >> 6) * BITS + t) * UNITS + (word >> 2)) * 256 + (token & 63) * 4 + (word & 3)] = plane;
-    });
-    codes = __reduce_add_sync(~0u, codes);
-    if (lane == 0 && base + warp < end) {
-      p.code_sum[token] = codes;
+      unsigned word = sum - 0xfb000000u;  // 2^23 as a float at nibbles 0 and 1; at the others it is 0 modulo 2^32
+      const bool real = s < OUT - 1 || last_real;
+      if (!real) word = 0;
+      codes += (((word & 0x0f0f0f0fu) + (word >> 4 & 0x0f0f0f0fu)) * 0x01010101u) >> 24;
+      const unsigned plane = transpose_quad(nibbles_to_planes(word), t);
+      const int index = (8 * s + g) * BLOCKS + block;
+      if (real && t < BITS && store)
+        p.planes[(((token >> 6) * BITS + t) * UNITS + (index >> 2)) * 256 + (token & 63) * 4 + (index & 3)] = plane;
+    }
+    const float all_codes = token_sum((float)codes, scratch[2], own, block);
+    if (lane == 0 && block == 0 && store) {
+      p.code_sum[token] = (int)all_codes;
       p.step[token] = step;
       if (CENTER) p.offset[token] = centre * p.norm;
     }

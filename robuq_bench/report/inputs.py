@@ -1,0 +1,157 @@
+"""Reads a results folder into rows, and refuses what does not belong together."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robuq_bench.config.preset import Preset
+from robuq_bench.config.recipe import Variant, load_variant
+from robuq_bench.errors import BenchError
+from robuq_bench.files import sha256_file
+from robuq_bench.models.checkpoint import Card, read_card
+from robuq_bench.report.records import Floor, Measure, Metrics, Scores, Train, read_record
+from robuq_bench.report.rows import Row, Run, compare, make_row
+
+TRAIN, PACKED, SAMPLES = "train.json", "packed.safetensors", "samples.npz"
+METRICS, MEASURE, FLOOR = "metrics.json", "measure.json", "reference/floor.json"
+TEXT = {"title", "citation", "url", "variants", "paper", "assumptions"}  # of a recipe; changes nothing in a run
+
+
+@dataclass(frozen=True)
+class Results:
+    """Every row, the real-vs-real floor, and the sampling settings that all rows share."""
+
+    rows: tuple[Row, ...]
+    floor: Floor
+    sampling: dict[str, Any]
+
+
+def read_results(folder: Path, preset: Preset, rows: Iterable[str]) -> Results:
+    """Read "recipe/variant" `rows` of `preset` below `folder`.
+
+    Raises BenchError, one line, for a missing or damaged file, missing provenance, a model other than the one
+    evaluated, and rows that cannot stand in one table (other N, sampling or features).
+    """
+    floor = read_record(folder / FLOOR, Floor)
+    settings = {folder / FLOOR: _features(floor.scores)}
+    found, sampling = [], {}
+    for row in rows:
+        variant = _variant(row)
+        runs = []
+        for seed in seeds(preset, variant):
+            place = run_folder(folder, variant, seed)
+            metrics = read_record(place / METRICS, Metrics)
+            runs.append(_run(place, variant, seed, metrics))
+            settings[place / METRICS] = _settings(metrics)
+            sampling = sampling or metrics.protocol
+        found.append(make_row(variant, runs))
+    check_alike(settings)
+    return Results(compare(found), floor, sampling)
+
+
+def seeds(preset: Preset, variant: Variant) -> tuple[int, ...]:
+    """Full precision is trained once, every quantised row once a seed of the preset."""
+    return preset.seeds if variant.method.training != "none" else (0,)
+
+
+def _variant(row: str) -> Variant:
+    recipe, slash, name = row.rpartition("/")
+    if not slash:
+        raise BenchError(f"row '{row}': write recipe/variant, for example robuq/W1.58A2")
+    return load_variant(recipe, name)
+
+
+def run_folder(folder: Path, variant: Variant, seed: int) -> Path:
+    return folder / variant.recipe / variant.name / f"seed{seed}"
+
+
+def check_alike(settings: dict[Path, dict[str, Any]]) -> None:
+    """Raises BenchError naming the first file whose settings differ from an earlier one's, and the difference.
+
+    Settings that a file does not have (those of a diverged run) are not compared.
+    """
+    first: dict[str, tuple[Path, Any]] = {}
+    for path, values in settings.items():
+        for key, value in values.items():
+            where, expected = first.setdefault(key, (path, value))
+            if value != expected:
+                raise BenchError(
+                    f"{path}: {key} is {value}, but {expected} in {where}; rows of one table must agree, make one again"
+                )
+
+
+def _run(place: Path, variant: Variant, seed: int, metrics: Metrics) -> Run:
+    train, measure = read_record(place / TRAIN, Train), read_record(place / MEASURE, Measure)
+    card = read_card(place / PACKED)
+    _check_card(card, variant, seed, place / PACKED)
+    _check_hashes(place, metrics, measure)
+    stages = {TRAIN: train, METRICS: metrics, MEASURE: measure}
+    diverged = [stage for stage in stages.values() if stage.status == "diverged"]
+    if not diverged:
+        _check_whole(place, train, metrics, measure)
+    records = {"train": train.provenance, "sample": metrics.sampled}
+    records |= {"evaluate": metrics.provenance, "measure": measure.provenance}
+    return Run(
+        seed=seed,
+        status="diverged" if diverged else "ok",
+        reason=diverged[0].reason if diverged else "",
+        packed=metrics.packed,
+        size=measure.size.bytes if measure.size and not diverged else None,  # a diverged file holds no weights
+        scores=None if diverged else metrics.scores,
+        held_out_loss=None if diverged else train.held_out_loss,
+        latency=None if diverged else measure.latency,
+        bits=card.bits,
+        provenance={stage: record for stage, record in records.items() if record},
+    )
+
+
+def _check_hashes(place: Path, metrics: Metrics, measure: Measure) -> None:
+    """What is measured is what was evaluated is what lies there (design invariant 2)."""
+    actual = sha256_file(place / PACKED)
+    for name, claimed in ((METRICS, metrics.packed), (MEASURE, measure.packed)):
+        if claimed != actual:
+            raise BenchError(
+                f"{place / name}: is about another model (SHA-256 {claimed[:8]}…) than {PACKED} beside it "
+                f"({actual[:8]}…); make it again"
+            )
+
+
+def _check_card(card: Card, variant: Variant, seed: int, path: Path) -> None:
+    """The model is the one its folder says, trained as the recipe says now."""
+    given, wanted = (f"{v.recipe}/{v.name} seed {s}" for v, s in ((card.variant, card.seed), (variant, seed)))
+    if given != wanted:
+        raise BenchError(f"{path}: holds {given}, not {wanted}; train this row again")
+    trained, now = (v.method.model_dump(mode="json", exclude=TEXT) for v in (card.variant, variant))
+    if changed := [key for key in now if trained[key] != now[key]]:
+        raise BenchError(
+            f"{path}: trained with another version of recipe '{variant.recipe}' ({', '.join(changed)} changed since); "
+            "train this row again"
+        )
+
+
+def _check_whole(place: Path, train: Train, metrics: Metrics, measure: Measure) -> None:
+    parts = {
+        f"{TRAIN}: held_out_loss": train.held_out_loss,
+        f"{METRICS}: scores": metrics.scores,
+        f"{MEASURE}: size": measure.size,
+    }
+    if missing := [name for name, value in parts.items() if value is None]:
+        raise BenchError(f"{place}/{missing[0]} is missing though the run did not diverge; make it again")
+
+
+def _settings(metrics: Metrics) -> dict[str, Any]:
+    """What must be equal in all rows: sampling, and features when there are any."""
+    sampling = {f"sampling {key}": value for key, value in metrics.protocol.items()}
+    if metrics.scores is None:
+        return sampling
+    return sampling | {"n": metrics.scores.n} | _features(metrics.scores)
+
+
+def _features(scores: Scores) -> dict[str, Any]:
+    return {
+        "extractor": scores.extractor,
+        "extractor digest": scores.digest,
+        "feature protocol": scores.protocol,
+        "n_reference": scores.n_reference,
+    }

@@ -1,0 +1,139 @@
+"""The JSON files that other stages hand to the report, as far as it reads them. Further keys are ignored."""
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import ConfigDict
+
+from robuq_bench import provenance
+from robuq_bench.config.base import Model, build
+from robuq_bench.files import read_json
+
+
+class Record(Model):
+    """A frozen record; no NaN passes."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class Scores(Record):
+    """What `metrics.evaluate` returns: Fréchet distances, raw KID, precision and recall 0…1, and what made them."""
+
+    FD: float
+    sFD: float
+    IS: float
+    KID: float
+    KID_se: float
+    precision: float
+    recall: float
+    n: int
+    n_reference: int
+    extractor: str
+    digest: str
+    protocol: str
+
+
+class Latency(Record):
+    """Milliseconds of one forward pass of `batch` images: median, 20th and 80th percentile of `repeats`."""
+
+    label: str
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    batch: int
+    repeats: int
+    device: str
+
+
+class Size(Record):
+    """Bytes of a stored model."""
+
+    bytes: int
+    label: Literal["packed"]
+
+
+class Stage(Record):
+    """What every stage of a run records."""
+
+    status: Literal["ok", "diverged"]
+    reason: str = ""
+    provenance: dict[str, Any]
+
+
+class Train(Stage):
+    """train.json: training loss of every step; the held-out losses are absent when diverged."""
+
+    losses: tuple[float, ...]
+    held_out_loss: float | None = None
+
+
+class Metrics(Stage):
+    """metrics.json. protocol: sampling settings; packed: SHA-256; sampled: provenance of the images."""
+
+    scores: Scores | None
+    protocol: dict[str, Any]
+    packed: str
+    sampled: dict[str, Any] | None = None
+
+
+class Measure(Stage):
+    """measure.json. packed: SHA-256 of what was measured."""
+
+    size: Size | None
+    latency: Latency | None
+    packed: str
+
+
+class Floor(Record):
+    """floor.json: held-out real images scored against the reference."""
+
+    scores: Scores
+    provenance: dict[str, Any]
+
+
+class AblationColumn(Record):
+    """A column of an ablation; `format` is a Python format such as ".3f"."""
+
+    key: str
+    title: str
+    format: str = ""
+
+
+class AblationPlot(Record):
+    """Which columns to draw: y against x, one line for each value of `series`."""
+
+    x: str
+    y: str
+    series: str
+    xlabel: str
+    ylabel: str
+    log: bool = False
+
+
+class Ablation(Record):
+    """ablations/<name>.json: a question, a table, a plot and one sentence made from the numbers."""
+
+    name: str
+    title: str
+    question: str
+    sentence: str
+    columns: tuple[AblationColumn, ...]
+    rows: tuple[dict[str, float | int | str | bool | None], ...]
+    plot: AblationPlot | None = None
+    label: str
+    provenance: dict[str, Any]
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """Read `path` as `kind`.
+
+    Raises BenchError, one line, when it is missing, damaged, incomplete, or has no whole provenance.
+    """
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        raw = {"provenance": None}
+    provenance.check(raw, str(path))
+    return build(kind, raw, str(path))

@@ -1,0 +1,30 @@
+"""Collect rows into one table: JSON (with all figures, seeds and provenance), CSV, Markdown and LaTeX."""
+
+import argparse
+from pathlib import Path
+
+from robuq_bench.config.preset import load_preset
+from robuq_bench.files import write_json, write_text
+from robuq_bench.report.formats import to_csv, to_latex, to_markdown
+from robuq_bench.report.inputs import read_results
+from robuq_bench.report.table import make_table
+
+EXAMPLE = "robuq-bench table --preset quick --results results/quick --out results/quick/table"
+WRITERS = {".csv": to_csv, ".md": to_markdown, ".tex": to_latex}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", required=True, help="name in config/, or a path")
+    parser.add_argument("--set", default="", metavar="K=V,...", help="overrides of the preset")
+    parser.add_argument("--rows", nargs="+", metavar="RECIPE/VARIANT", help="rows in this order; default: the preset's")
+    parser.add_argument("--results", type=Path, required=True, help="folder with <recipe>/<variant>/seed<k>/")
+    parser.add_argument("--out", type=Path, required=True, help="path of the files to write, without suffix")
+
+
+def run(args: argparse.Namespace) -> None:
+    preset = load_preset(args.preset, args.set)
+    results = read_results(args.results, preset, args.rows or preset.rows)
+    table = make_table(Path(args.preset).stem, preset.title, results)
+    for suffix, text in WRITERS.items():
+        write_text(args.out.with_name(args.out.name + suffix), text(table))
+    write_json(args.out.with_name(args.out.name + ".json"), table.model_dump(mode="json"))

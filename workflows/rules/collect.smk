@@ -1,0 +1,37 @@
+# The menu: what a user asks for by name. `--config preset=smoke` runs any of these for another preset.
+localrules:
+    reproduce_table,
+    report,
+    ablation_quantizer,
+
+
+rule reproduce_table:
+    """The main job: every row of the preset, the table and the HTML page."""
+    default_target: True
+    input:
+        f"<results>/{PRESET}/table.json",
+        f"reports/{PRESET}/index.html",
+
+
+rule report:
+    """The HTML page alone, and whatever it still needs."""
+    input:
+        f"reports/{PRESET}/index.html",
+
+
+rule ablation_quantizer:
+    """Activation quantisers on the trained model: min-max, absmax, mid-rise and mid-tread Gaussian, 2-4 bits."""
+    input:
+        f"reports/{PRESET}/ablation_quantizer.html",
+
+
+# One target per recipe and variant: `snakemake robuq_W1.58A3` runs that row alone, in the table or not.
+for target, row in menu():
+
+    rule:
+        name:
+            target
+        input:
+            row_files(PRESET, [row], "metrics.json") + row_files(PRESET, [row], "measure.json"),
+
+    workflow.get_rule(target).docstring = f"Row {row}: train, pack, sample, score, measure."
