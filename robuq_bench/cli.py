@@ -18,6 +18,7 @@ VERBS = {
     "measure": "robuq_bench.measure.stage",
     "probe": "robuq_bench.measure.probe",
     "table": "robuq_bench.report.table_stage",
+    "ablate": "robuq_bench.report.ablation_stage",
     "report": "robuq_bench.report.stage",
 }
 """Verb -> module with a docstring (the help), EXAMPLE, arguments(parser) and run(args)."""
@@ -31,6 +32,7 @@ SUMMARY = {
     "measure": "size and latency of a packed model",
     "probe": "error of activation quantisers on a trained model, without training",
     "table": "collect rows into the table (CSV, Markdown, LaTeX, JSON)",
+    "ablate": "collect the rows of an ablation",
     "report": "build the HTML page",
 }
 

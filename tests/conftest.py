@@ -1,4 +1,4 @@
-"""Shared by all tests: no network, one thread, small models, and `--fix` for files generated from the code."""
+"""Shared by all tests: no network, one thread, small models, and `--fix` for generated files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,11 +32,11 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `row` runs for every recipe of baselines/ at every variant."""
-    if "row" in metafunc.fixturenames:
+    """A test that takes `each_row` runs for every recipe of baselines/ at every variant."""
+    if "each_row" in metafunc.fixturenames:
         names = sorted(path.stem for path in BASELINES.glob("*.yaml"))
         rows = [f"{name}/{variant}" for name in names for variant in load_recipe(name, BASELINES).variants]
-        metafunc.parametrize("row", rows)
+        metafunc.parametrize("each_row", rows)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -130,7 +130,7 @@ def batch(shape: dit.Shape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.fixture
 def refused() -> Callable[..., str]:
-    """`refused(call, "word", ...)`: the call raises a BenchError of one line that holds the words; its text."""
+    """`refused(call, "word", ...)`: the call raises a BenchError of one line with the words; the line."""
     from robuq_bench.errors import BenchError
 
     def check(call: Callable[[], object], *words: object) -> str:

@@ -12,10 +12,8 @@ from robuq_bench.engine.packing import PackedActivation, PackedWeight
 from robuq_bench.errors import BenchError
 
 EPILOGUES = ("none", "gelu", "gate")
-PIECE = 1024  # bytes of 64 rows of one unit
-POINTERS = (
-    "activations weights code_sum step offset alpha weight_sum bias down up gate residual out".split()
-)
+STATIC = 2048  # bytes of shared memory that the kernels and the driver take besides
+POINTERS = "activations weights code_sum step offset alpha weight_sum bias down up gate residual out".split()
 
 
 class _Arguments(ctypes.Structure):
@@ -30,17 +28,13 @@ class _Arguments(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Tile:
-    """How a kernel is cut: `bn` channels, `workers` groups of 128 threads, each with a ring of `stages` x `chunk` units.
-
-    `turns` workers at a time may multiply (Hopper); it divides `workers`.
-    """
+    """How a kernel is cut: `bn` channels; `workers` groups of 128 threads, each with `stages` stages of `chunk` units."""
 
     backend: str
     bn: int
     workers: int
     chunk: int
     stages: int
-    turns: int = 1
 
     @property
     def bm(self) -> int:
@@ -57,17 +51,18 @@ def wgmma_source(bn: int) -> str:
     registers = ", ".join(f"%{i}" for i in range(count))
     operands = ", ".join(f'"+r"((&d[0][0])[{i}])' for i in range(count))
     return f"""
-__device__ __forceinline__ void wgmma(int (&d)[{bn // 8}][4], unsigned long long a, unsigned long long w,
-                                      bool add_up) {{
-  asm volatile("{{\\n.reg .pred add;\\nsetp.ne.u32 add, %{count + 2}, 0;\\n"
+__device__ __forceinline__ void wgmma(int (&d)[{bn // 8}][4], unsigned long long a, unsigned long long w) {{
+  asm volatile("{{\\n.reg .pred add;\\nsetp.eq.u32 add, 0, 0;\\n"
                "wgmma.mma_async.sync.aligned.m64n{bn}k256.s32.b1.b1.and.popc {{{registers}}}, "
                "%{count}, %{count + 1}, add;\\n}}"
-               : {operands} : "l"(a), "l"(w), "r"((int)add_up));
+               : {operands} : "l"(a), "l"(w));
 }}
 """
 
 
-def source_and_macros(tile: Tile, k: int, epilogue: str, rank: bool, offset: bool) -> tuple[str, dict[str, int]]:
+def source_and_macros(
+    tile: Tile, k: int, epilogue: str, rank: bool, offset: bool
+) -> tuple[str, dict[str, int]]:
     """What NVRTC is given for one kernel; `k` is the padded number of input channels."""
     main = "gemm_mma.cu" if tile.backend == "mma" else "gemm_wgmma.cu"
     middle = "" if tile.backend == "mma" else wgmma_source(tile.bn)
@@ -78,7 +73,6 @@ def source_and_macros(tile: Tile, k: int, epilogue: str, rank: bool, offset: boo
         "WORKERS": tile.workers,
         "CHUNK": tile.chunk,
         "STAGES": tile.stages,
-        "TURNS": tile.turns,
         "LOWRANK": int(rank),
         "OFFSET": int(offset),
         "EPILOGUE": EPILOGUES.index(epilogue),
@@ -162,14 +156,18 @@ def choose_tile(arch: str, m: int, n: int, k: int, rank: bool, processors: int, 
 
     Raises BenchError when not even the narrowest tile's weights fit into shared memory.
     """
+    units, workers, widths = k // 128, 2, (128, 64)
     backend = "wgmma" if arch == "sm_90a" else "mma"
-    units = k // 128
-    chunk = next(c for c in (9, 8, 7, 6, 5, 4, 3, 2, 1) if units % c == 0)
-    for bn in (128, 64):
-        for stages in (4, 3, 2):
-            tile = Tile(backend, bn, 3 if backend == "wgmma" else 2, chunk, stages)
-            if tile.shared_bytes(units, rank) <= shared - 2048:
-                return tile
+    if backend == "wgmma":
+        tiles = -(-m // 64) * -(-n // 128) / processors  # tiles of a block
+        workers = 3 if tiles > (32 if units < 16 else 16) else 4
+        widths = (64,) if tiles < 8 else (128, 64)
+    for bn in widths:
+        for chunk in (c for c in range(min(9, units), 0, -1) if units % c == 0):
+            for stages in (4, 3, 2):
+                tile = Tile(backend, bn, workers, chunk, stages)
+                if tile.shared_bytes(units, rank) <= shared - STATIC:
+                    return tile
     raise BenchError(f"{k} input channels do not fit into {shared} bytes of shared memory")
 
 
@@ -179,17 +177,28 @@ def _check_operands(
     if epilogue not in EPILOGUES:
         raise BenchError(f"unknown epilogue '{epilogue}'; allowed: {', '.join(EPILOGUES)}")
     if x.k != weight.k or x.planes.device != weight.planes.device:
-        raise BenchError(f"activations of {x.k} channels on {x.planes.device} do not fit weights of {weight.k} channels"
-                         f" on {weight.planes.device}")
+        raise BenchError(
+            f"activations of {x.k} channels on {x.planes.device} do not fit weights of {weight.k} channels"
+            f" on {weight.planes.device}"
+        )
     if (x.down is None) != (weight.up is None):
-        raise BenchError("the low-rank branch needs both factors: `down` with the tokens and `up` with the weights")
+        raise BenchError(
+            "the low-rank branch needs both factors: `down` with the tokens and `up` with the weights"
+        )
     if (epilogue == "gate") != (gate is not None and residual is not None):
         raise BenchError("gate and residual go with the epilogue 'gate', both of them")
     for name, tensor, shape in (("gate", gate, None), ("residual", residual, (x.m, weight.n))):
         if tensor is None:
             continue
         fits = tensor.shape == shape if shape else tensor.ndim == 2 and tensor.shape[1] == weight.n
-        if not fits or tensor.dtype != torch.bfloat16 or not tensor.is_contiguous() or tensor.device != x.planes.device:
-            raise BenchError(f"{name} must be a contiguous bfloat16 tensor on {x.planes.device} that fits the output")
+        if (
+            not fits
+            or tensor.dtype != torch.bfloat16
+            or not tensor.is_contiguous()
+            or tensor.device != x.planes.device
+        ):
+            raise BenchError(
+                f"{name} must be a contiguous bfloat16 tensor on {x.planes.device} that fits the output"
+            )
     if gate is not None and (not len(gate) or x.m % len(gate)):
         raise BenchError(f"{x.m} tokens cannot be shared out evenly among {len(gate)} rows of gate")

@@ -40,11 +40,13 @@ def cache_folder() -> Path:
 def architecture(device: torch.device | None = None) -> str:
     """The target of a CUDA device, e.g. `sm_90a`. Raises BenchError when there is none, or it is too old."""
     if not torch.cuda.is_available():
-        raise BenchError("the kernels need an NVIDIA GPU (sm_80 or newer) and a CUDA build of torch; none was found")
+        raise BenchError(
+            "the kernels need an NVIDIA GPU (sm_80 or newer) and a CUDA build of torch; none was found"
+        )
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST:
         name = torch.cuda.get_device_name(device)
-        raise BenchError(f"{name} is sm_{capability[0]}{capability[1]}; the single-bit tensor cores need sm_80 or newer")
+        raise BenchError(f"{name} is sm_{capability[0]}{capability[1]}; the kernels need sm_80 or newer")
     # The suffix unlocks wgmma, which only Hopper has.
     return "sm_90a" if capability == (9, 0) else f"sm_{capability[0]}{capability[1]}"
 
@@ -62,7 +64,9 @@ def nvrtc() -> ctypes.CDLL:
             return ctypes.CDLL(str(place))
         except OSError:
             continue
-    raise BenchError(f"{name} was not found; install nvidia-cuda-nvrtc, or a CUDA build of torch, which brings it")
+    raise BenchError(
+        f"{name} was not found; install nvidia-cuda-nvrtc, or a CUDA build of torch, which brings it"
+    )
 
 
 def nvrtc_version() -> str:
@@ -126,7 +130,9 @@ def driver() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError as error:
-        raise BenchError("the CUDA driver was not found; the kernels need an NVIDIA GPU and its driver") from error
+        raise BenchError(
+            "the CUDA driver was not found; the kernels need an NVIDIA GPU and its driver"
+        ) from error
     library.cuLaunchKernel.argtypes = [ctypes.c_void_p] + [ctypes.c_uint] * 7 + [ctypes.c_void_p] * 3
     return library
 
@@ -139,13 +145,14 @@ def _check(status: int, what: str) -> None:
 
 
 class Kernel:
-    """One compiled kernel, loaded on one device.
+    """One compiled kernel, loaded on one device: before any CUDA graph capture, as loading synchronises.
 
     `arguments` of a launch is a ctypes.Structure, passed by value as the kernel's only parameter.
     """
 
     def __init__(self, cubin: bytes, name: str, shared_bytes: int, device: torch.device):
-        module, self._function, self.shared_bytes = ctypes.c_void_p(), ctypes.c_void_p(), shared_bytes
+        module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
+        self.shared_bytes, self.device = shared_bytes, device
         with torch.cuda.device(device):
             torch.cuda.current_stream().synchronize()  # makes torch's context the current one
             _check(driver().cuModuleLoadData(ctypes.byref(module), cubin), f"loading kernel {name}")
@@ -157,8 +164,9 @@ class Kernel:
     def __call__(self, blocks: int, threads: int, arguments: ctypes.Structure) -> None:
         """Launch on torch's current stream."""
         pointer = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        stream = torch.cuda.current_stream().cuda_stream
-        status = driver().cuLaunchKernel(
-            self._function, blocks, 1, 1, threads, 1, 1, self.shared_bytes, stream, pointer, None
-        )
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.current_stream().cuda_stream
+            status = driver().cuLaunchKernel(
+                self._function, blocks, 1, 1, threads, 1, 1, self.shared_bytes, stream, pointer, None
+            )
         _check(status, "a kernel launch")

@@ -21,7 +21,7 @@ from robuq_bench.quant.formats import Scale
 from robuq_bench.quant.quantiser import Quantiser
 from robuq_bench.engine.storage import pack, unpack
 
-CODES, STEP, OFFSET, SIGNS = ".codes", ".step", ".offset", ".signs"
+CODES, STEP, OFFSET, SIGNS, GAIN = ".codes", ".step", ".offset", ".signs", ".gain"
 
 
 def export(model: nn.Module, card: Card, path: str | Path) -> None:
@@ -32,7 +32,8 @@ def export(model: nn.Module, card: Card, path: str | Path) -> None:
         scale = quantiser.scale(weight)
         codes = quantiser.encode(weight, scale).cpu().numpy() - quantiser.grid.low
         tensors[prefix + CODES] = torch.from_numpy(pack(codes, quantiser.grid.levels))
-        tensors[prefix + STEP] = scale.step
+        gain = tensors.pop(prefix + GAIN, None)
+        tensors[prefix + STEP] = scale.step if gain is None else scale.step * gain
         if scale.offset is not None:
             tensors[prefix + OFFSET] = scale.offset
         if prefix + SIGNS in tensors:
@@ -51,6 +52,8 @@ def load(path: str | Path) -> tuple[nn.Module, Card]:
     if content(tensors) != card.facts.get("content"):
         raise BenchError(f"{path}: content does not match its hash; export this model again")
     model = skeleton(card)
+    for layer in quant_linears(model).values():
+        layer.gain = None  # folded into the scales
     own = model.state_dict()
     for prefix, quantiser in _quantised(model).items():
         shape = tuple(own[f"{prefix}.weight"].shape)

@@ -1,9 +1,20 @@
 """What the kernels compute, in plain torch: an exact integer oracle and float64 / float32 references. Any device."""
 
+from math import pi, sqrt
+
 import torch
 from torch import Tensor
 
-from robuq_bench.engine.packing import PackedActivation, PackedWeight, unpack_activation, unpack_bits, unpack_weight
+from robuq_bench.engine.packing import (
+    PackedActivation,
+    PackedWeight,
+    channel_order,
+    unpack_activation,
+    unpack_bits,
+    unpack_weight,
+)
+from robuq_bench.engine.rowwise import Rotation, sylvester
+from robuq_bench.quant import gaussian
 
 
 def integer_product(codes: Tensor, ternary: Tensor) -> Tensor:
@@ -54,8 +65,6 @@ def gemm_reference(
 
 def unpack_up(weight: PackedWeight) -> Tensor:
     """The low-rank branch's second factor, bfloat16 [n, 16]."""
-    from robuq_bench.engine.packing import channel_order
-
     pairs = weight.up.reshape(-1, 8, 4, 2).permute(0, 1, 3, 2).reshape(-1, 8).contiguous()
     permuted = pairs.view(torch.bfloat16)
     natural = torch.empty_like(permuted)
@@ -65,7 +74,7 @@ def unpack_up(weight: PackedWeight) -> Tensor:
 
 def rotate_quantize_reference(
     x: Tensor,
-    rotation,
+    rotation: Rotation,
     bits: int,
     *,
     pre: str = "none",
@@ -76,11 +85,6 @@ def rotate_quantize_reference(
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """The row-wise kernel in torch, in `dtype`: cells [m, n] (before rounding), codes, step, offset, rotated [m, n]."""
-    from math import pi, sqrt
-
-    from robuq_bench.engine.rowwise import sylvester
-    from robuq_bench.quant import gaussian
-
     y = x.to(dtype)
     if pre == "gelu":
         y = torch.nn.functional.gelu(y, approximate="tanh")

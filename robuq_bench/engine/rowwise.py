@@ -53,22 +53,29 @@ def sylvester(n: int) -> Tensor:
 
 
 def full_rotation(base: Tensor, width: int, signs: Tensor | None = None) -> Rotation:
-    """x @ (base (x) H_2 (x) ... (x) H_2) / sqrt(width); base is any K x K matrix of +-1, width = K 2^m, signs [width] of +-1.
+    """x @ (base (x) H_2 (x) ... (x) H_2) / sqrt(width), with base any K x K matrix of +-1 and width = K 2^m.
 
-    Raises BenchError unless the width is K 2^m, a multiple of 128, with K <= 48.
+    signs is [width] of +-1. Raises BenchError unless the width is K 2^m, a multiple of 128, with K <= 48.
     """
     power = width // len(base)
     # As much of the power of two as fits goes to the tensor cores; the rest is at least 32 and stays in registers.
-    widest = max((d for d in (1, 2, 4, 8, 16, 32) if len(base) * d <= 48 and power % (32 * d) == 0), default=0)
+    widest = max(
+        (d for d in (1, 2, 4, 8, 16, 32) if len(base) * d <= 48 and power % (32 * d) == 0), default=0
+    )
     if width % 128 or power * len(base) != width or power & (power - 1) or not widest:
-        raise BenchError(f"a rotation of width {width} from a {len(base)} x {len(base)} matrix is not supported: "
-                         "the width must be K 2^m, a multiple of 128, with K at most 48")
+        raise BenchError(
+            f"a rotation of width {width} from a {len(base)} x {len(base)} matrix is not supported: "
+            "the width must be K 2^m, a multiple of 128, with K at most 48"
+        )
     mix = torch.kron(base.float().cpu(), sylvester(widest)).to(base.device)
     return _rotation(mix, power // widest, width**-0.5, signs)
 
 
 def block_rotation(width: int, signs: Tensor | None = None, block: int = 128) -> Rotation:
-    """x @ blockdiag(H_block, ...) / sqrt(block). Raises BenchError when the width is no multiple of 128 or above 48 blocks."""
+    """x @ blockdiag(H_block, ...) / sqrt(block).
+
+    Raises BenchError when the width is no multiple of 128 or has more than 48 blocks.
+    """
     if width % 128 or width % block or block % 32 or width // block > 48 or block & (block - 1):
         raise BenchError(f"rotation of width {width} in blocks of {block} is not supported")
     device = None if signs is None else signs.device
@@ -100,7 +107,8 @@ def _kernel(
 ) -> jit.Kernel:
     source, macros = source_and_macros(rows, columns, bits, pre, rank, center)
     tokens, warps = _round(columns)
-    shared = tokens * (rows * columns // 2 + 4) * 4 + warps * 512 if rank else 0
+    shared = 2 * bits * rows * columns // 8 * tokens
+    shared += tokens * (rows * columns // 2 + 4) * 4 + warps * 512 if rank else 0
     return jit.Kernel(jit.compile_cubin(source, jit.architecture(device), macros), "rowwise", shared, device)
 
 
@@ -126,13 +134,13 @@ def rotate_quantize(
     """
     device = x.device
     jit.architecture(device)
-    m, width = _check(x, rotation, bits, pre, modulation)
+    m, width = _check(x, rotation, bits, levels, pre, modulation)
     units = width // 128
-    planes = torch.zeros if m % ROWS else torch.empty  # rows past m are multiplied, though never stored
     low = None if down is None else torch.empty(m, RANK, dtype=torch.bfloat16, device=device)
     step = torch.empty(m, device=device)
     packed = PackedActivation(
-        planes=planes(-(-m // ROWS), bits, units, ROWS, 4, dtype=torch.int32, device=device),
+        # Rows past m are multiplied, but their outputs are never stored.
+        planes=torch.empty(-(-m // ROWS), bits, units, ROWS, 4, dtype=torch.int32, device=device),
         code_sum=torch.empty(m, dtype=torch.int32, device=device),
         step=step,
         m=m,
@@ -143,11 +151,26 @@ def rotate_quantize(
         down=low,
     )
     scale, shift = modulation or (None, None)
-    pointers = {"x": x, "scale": scale, "shift": shift, "mix": rotation.mix, "signs": rotation.signs, "down": down}
-    pointers |= {"planes": packed.planes, "code_sum": packed.code_sum, "step": step, "offset": packed.offset, "low": low}
+    pointers = {
+        "x": x,
+        "scale": scale,
+        "shift": shift,
+        "mix": rotation.mix,
+        "signs": rotation.signs,
+        "down": down,
+    }
+    pointers |= {
+        "planes": packed.planes,
+        "code_sum": packed.code_sum,
+        "step": step,
+        "offset": packed.offset,
+        "low": low,
+    }
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     tokens, warps = _round(rotation.columns)
-    run = -(-m // (processors * (2 if rotation.columns == 32 else 1)) // tokens) * tokens  # tokens of one block
+    run = (
+        -(-m // (processors * (2 if rotation.columns == 32 else 1)) // tokens) * tokens
+    )  # tokens of one block
     arguments = _Arguments(
         *(None if pointers[name] is None else pointers[name].data_ptr() for name in POINTERS),
         m=m,
@@ -164,19 +187,28 @@ def rotate_quantize(
 
 
 def _check(
-    x: Tensor, rotation: Rotation, bits: int, pre: str, modulation: tuple[Tensor, Tensor] | None
+    x: Tensor,
+    rotation: Rotation,
+    bits: int,
+    levels: str,
+    pre: str,
+    modulation: tuple[Tensor, Tensor] | None,
 ) -> tuple[int, int]:
     if x.ndim != 2 or x.dtype != torch.bfloat16 or not x.is_contiguous() or x.shape[1] != rotation.width:
-        raise BenchError(f"tokens must be contiguous bfloat16 [m, {rotation.width}], not {x.dtype} {list(x.shape)}")
+        raise BenchError(
+            f"tokens must be contiguous bfloat16 [m, {rotation.width}], not {x.dtype} {list(x.shape)}"
+        )
     if not len(x):
         raise BenchError("there are no tokens to quantise")
-    if bits not in (1, 2, 3, 4) or pre not in PRE:
-        raise BenchError(f"bits {bits} or pre-operation '{pre}' is not supported; bits 1 to 4 and {', '.join(PRE)} are")
+    if bits not in gaussian.STEPS.get(levels, {}) or bits not in (1, 2, 3, 4) or pre not in PRE:
+        raise BenchError(f"{levels} levels of {bits} bits after pre-operation '{pre}' are not supported")
     if (pre == "modulate") != (modulation is not None):
         raise BenchError("a modulation goes with pre='modulate'")
     for tensor in modulation or ():
         if tensor.dtype != torch.bfloat16 or tensor.shape[1:] != x.shape[1:] or not tensor.is_contiguous():
             raise BenchError(f"the modulation must be contiguous bfloat16 [images, {x.shape[1]}]")
         if not len(tensor) or len(x) % len(tensor):
-            raise BenchError(f"{len(x)} tokens cannot be shared out evenly among {len(tensor)} rows of modulation")
+            raise BenchError(
+                f"{len(x)} tokens cannot be shared out evenly among {len(tensor)} rows of modulation"
+            )
     return x.shape

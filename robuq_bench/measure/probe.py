@@ -147,7 +147,7 @@ class _Errors:
             hook.remove()
 
     def _see(self, layer: QuantLinear, inputs: tuple[torch.Tensor]) -> None:
-        hidden = layer.rotate(inputs[0])
+        hidden = layer.hidden(inputs[0])
         error = (layer.activation_quantiser(hidden) - hidden).square().mean()
         self.values.append((error / hidden.square().mean()).item())
 

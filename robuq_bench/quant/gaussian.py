@@ -34,3 +34,17 @@ STEPS: dict[str, dict[float, float]] = {
 def step(format: str, bits: float, table: str = "own") -> float:
     """Optimal step for `format` at `bits`; table="midrise" takes the mid-rise step whatever the format."""
     return STEPS["midrise" if table == "midrise" else format][bits]
+
+LLOYD_MAX: dict[float, tuple[float, ...]] = {
+    1: (0.7978846,),
+    2: (0.4527800, 1.5104176),
+    3: (0.2450942, 0.7560053, 1.3439093, 2.1519457),
+    4: (0.1283950, 0.3880483, 0.6567591, 0.9423405, 1.2562312, 1.6180464, 2.0690172, 2.7325896),
+}
+"""Positive levels of the best non-uniform quantiser of N(0, 1), in units of sigma (Lloyd 1982, Max 1960)."""
+
+
+def lloyd_max(bits: float) -> tuple[float, ...]:
+    """All 2^bits levels in ascending order."""
+    positive = LLOYD_MAX[bits]
+    return tuple(-level for level in reversed(positive)) + positive

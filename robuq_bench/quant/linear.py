@@ -11,30 +11,34 @@ from robuq_bench.quant.quantiser import Quantiser
 
 
 class QuantLinear(nn.Module):
-    """y = Qa(h) Qw(W)^T + (h down^T) up^T + bias with h = (x * signs) H.
+    """y = Qa(h) Qw(W)^T + (h down^T) up^T + bias with h = (x / smooth * signs) H.
 
     `weight` [out, in] lives in the rotated domain and is trained there: it is the residual that remains when the
     low-rank branch up [out, r] @ down [r, in] is taken away. Parts that a recipe leaves out are None.
-    After `store()`, `weight` holds values of the grid and is no longer quantised on the fly.
+    A stored model has no weight quantiser: its weight holds values of the grid already.
     """
 
     def __init__(
         self,
         linear: nn.Linear,
         weight_quantiser: Quantiser | None,
-        activation_quantiser: Quantiser | None,
+        activation_quantiser: Quantiser | nn.Module | None,
         rotation: str | None = None,
         signs: Tensor | None = None,
         low_rank: LowRank | None = None,
+        smooth: Tensor | None = None,
     ):
         super().__init__()
         self.weight_quantiser = weight_quantiser
         self.activation_quantiser = activation_quantiser
         self.width = block_width(linear.in_features, rotation) if rotation else None
         self.register_buffer("signs", signs)
+        self.register_buffer("smooth", smooth)
         self.bias = linear.bias
         weight = linear.weight.detach().float()
-        self.weight = nn.Parameter(self.rotate(weight).to(linear.weight))
+        self.weight = nn.Parameter(self.rotate(weight if smooth is None else weight * smooth).to(linear.weight))
+        gain = weight_quantiser is not None and weight_quantiser.spec.gain
+        self.gain = nn.Parameter(torch.ones(1)) if gain else None
         self.down = self.up = None
         if low_rank is not None:
             self._split_off(low_rank)
@@ -46,10 +50,18 @@ class QuantLinear(nn.Module):
         return rotate(x if self.signs is None else x * self.signs.to(x.dtype), self.width)
 
     def quantised_weight(self) -> Tensor:
-        return self.weight if self.weight_quantiser is None else self.weight_quantiser(self.weight)
+        """Dequantised values [out, in] that the matrix product uses."""
+        if self.weight_quantiser is None:
+            return self.weight
+        values = self.weight_quantiser(self.weight)
+        return values if self.gain is None else values * self.gain
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Smoothed and rotated input: what the activation quantiser sees."""
+        return self.rotate(x if self.smooth is None else x / self.smooth)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.rotate(x)
+        hidden = self.hidden(x)
         inputs = hidden if self.activation_quantiser is None else self.activation_quantiser(hidden)
         output = F.linear(inputs, self.quantised_weight(), self.bias)
         if self.down is None:
@@ -67,14 +79,10 @@ class QuantLinear(nn.Module):
         if branch.init == "zero":
             down, up = torch.randn(branch.rank, inputs) / inputs**0.5, torch.zeros(outputs, branch.rank)
         else:
-            left, values, right = torch.linalg.svd(self.weight.double(), full_matrices=False)
+            target = self.weight - self.quantised_weight() if branch.of == "error" else self.weight
+            left, values, right = torch.linalg.svd(target.double(), full_matrices=False)
             root = values[: branch.rank].sqrt()
             up, down = left[:, : branch.rank] * root, root[:, None] * right[: branch.rank]
         self.up, self.down = (nn.Parameter(part.to(self.weight)) for part in (up, down))
-        self.weight -= self.up @ self.down
-
-    @torch.no_grad()
-    def store(self, values: Tensor) -> None:
-        """Fix the weight to dequantised `values` [out, in]."""
-        self.weight.copy_(values)
-        self.weight_quantiser = None
+        if branch.of == "weight":  # else the branch adds to what the quantised weight keeps
+            self.weight -= self.up @ self.down

@@ -1,7 +1,7 @@
 """Sentences made from the numbers: who is best at each bit setting, and whether the paper's orderings hold here."""
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby, permutations
+from itertools import permutations
 from typing import Literal
 
 from robuq_bench.config.base import Model
@@ -15,60 +15,55 @@ HIGHER = {"IS", "precision"}  # of ours: the larger the better
 
 def headline(table: Table) -> str:
     """The first sentence of the page."""
-    metric = table.name("FD")
-    ranked = [row for row in table.rows if row.rank == 1]
-    if not ranked:
+    best = next((row for row in table.rows if row.rank == 1), None)
+    if best is None:
         return "No quantised row came through: every one diverged."
-    best, count = ranked[0], sum(row.competes for row in table.rows)
+    count = sum(row.competes for row in table.rows)
     full = next((row for row in table.rows if not row.quantised and row.status == "ok"), None)
-    against = f" against {_value(full, 'FD')} in full precision" if full else ""
     ahead = "the only quantised row that did not diverge" if count == 1 else f"the best of {count} quantised rows"
+    against = f" against {table.text(full, 'FD')} in full precision" if full else ""
     return (
-        f"{best.name} is {ahead}: {metric} {_value(best, 'FD')}{against} "
-        f"(real images score {table.floor.FD:.4g})."
+        f"{best.name} is {ahead}: {table.name('FD')} {table.text(best, 'FD')}{against}, "
+        f"where real images score {table.floor_cells[table.position('FD')].text}."
     )
 
 
 def by_bits(table: Table) -> Iterable[str]:
-    """One sentence for each bit setting with two or more quantised rows."""
-    quantised = [row for row in table.rows if row.quantised]
-    for variant, group in _grouped(quantised).items():
-        good = sorted((row for row in group if row.competes), key=lambda row: row.figures["FD"].mean)
-        lost = [f"{row.method} diverged" for row in group if not row.competes]
+    """One or two sentences for each bit setting with two or more quantised rows."""
+    for variant, group in _grouped(table.rows).items():
         if len(group) > 1:
-            yield f"{variant}: " + "; ".join([*_ordered(good, table), *lost]) + "."
+            lost = [f"{row.method} diverged." for row in group if not row.competes]
+            yield f"{variant}: " + " ".join([*_contest(group, table), *lost])
 
 
-def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    rows = sorted(rows, key=lambda row: [other.variant.name for other in rows].index(row.variant.name))
-    return {name: list(group) for name, group in groupby(rows, key=lambda row: row.variant.name)}
+def _grouped(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Quantised rows by variant, in table order."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.quantised:
+            groups.setdefault(row.variant.name, []).append(row)
+    return groups
 
 
-def _ordered(good: Sequence[Row], table: Table) -> Iterable[str]:
-    """ "A is best with ..." and how far behind each other row is."""
+def _contest(group: Sequence[Row], table: Table) -> Iterable[str]:
+    """Who leads, by how much, and whether KID agrees."""
+    good = sorted((row for row in group if row.competes), key=lambda row: row.figures["FD"].mean)
     if not good:
         return
-    best = good[0]
-    yield f"{best.method} has {table.name('FD')} {_value(best, 'FD')}"
-    for row in good[1:]:
-        gap = row.figures["FD"].mean - best.figures["FD"].mean
-        yield f"{row.method} {_value(row, 'FD')}, {gap:.3g} behind{_certainty(best, row)}"
-    by_kid = min(good, key=lambda row: row.figures["KID"].mean)
-    if len(good) > 1:
-        yield "KID agrees on the best" if by_kid is best else f"KID prefers {by_kid.method}"
+    best, *others = good
+    lead = f"{best.method} {'leads with' if others else 'alone came through, with'} "
+    gaps = "".join(f", {_gap(best, row, table)}" for row in others)
+    yield f"{lead}{table.name('FD')} {table.text(best, 'FD')}{gaps}."
+    if others:
+        favourite = min(good, key=lambda row: row.figures["KID"].mean)
+        yield "KID agrees." if favourite is best else f"By KID {favourite.method} leads."
 
 
-def _certainty(one: Row, other: Row, metric: str = "FD") -> str:
-    beyond = apart(one.figures[metric], other.figures[metric])
-    if beyond is None:
-        return ""
-    return ", beyond the intervals" if beyond else ", within the intervals"
-
-
-def _value(row: Row, metric: str) -> str:
-    figure = row.figures[metric]
-    spread = "" if figure.half_width is None else f" ± {figure.half_width:.2g}"
-    return f"{figure.mean:.4g}{spread}"
+def _gap(best: Row, row: Row, table: Table) -> str:
+    one, other = best.figures["FD"], row.figures["FD"]
+    certainty = {None: "", True: ", beyond the intervals", False: ", but the intervals overlap"}[apart(one, other)]
+    decimals = table.columns[table.position("FD")].decimals
+    return f"{other.mean - one.mean:.{decimals}f} ahead of {row.method} ({table.text(row, 'FD')}{certainty})"
 
 
 class Verdict(Model):
@@ -90,7 +85,7 @@ class Verdict(Model):
 
 def verdicts(table: Table) -> Iterable[Verdict]:
     """Every pair of rows at one bit setting for which one source gives one number each of the same metric."""
-    for group in _grouped([row for row in table.rows if row.quantised]).values():
+    for group in _grouped(table.rows).values():
         for row, other in permutations(group, 2):
             theirs = _single(other)
             for key, mine in _single(row).items():
@@ -117,7 +112,7 @@ def _verdict(table: Table, better: Row, worse: Row, mine: PaperNumber, theirs: P
         paper=f"{mine.value:g} vs {theirs.value:g}",
         source=mine.source,
         our_metric=table.name(metric),
-        ours=" vs ".join(_value(row, metric) if row.status == "ok" else "diverged" for row in (better, worse)),
+        ours=" vs ".join(table.text(row, metric) for row in (better, worse)),
         verdict=_decide(better, worse, metric),
     )
 

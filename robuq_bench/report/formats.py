@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from robuq_bench.report.records import DASH
 from robuq_bench.report.rows import Row
 from robuq_bench.report.table import Cell, Column, Table
 
@@ -59,7 +60,7 @@ def _csv_titles(columns: Sequence[Column], spread: Sequence[bool]) -> Iterable[s
 
 def _csv_cells(columns: Sequence[Column], cells: Sequence[Cell], spread: Sequence[bool]) -> Iterable[str]:
     for cell, interval in zip(cells, spread, strict=True):
-        yield cell.number
+        yield "" if cell.number == DASH else cell.number
         if interval:
             yield cell.spread
 
@@ -95,7 +96,10 @@ def to_latex(table: Table) -> str:
     columns = len(table.columns)
     body = []
     for _, group in groupby(zip(table.rows, table.cells, strict=True), key=lambda pair: pair[0].variant.name):
-        body += [r"    \midrule", *(_tex_line([tex(row.method), row.bits, *map(_tex_cell, cells)]) for row, cells in group)]
+        body += [
+            r"    \midrule",
+            *(_tex_line([tex(row.method), row.bits, *map(_tex_cell, cells)]) for row, cells in group),
+        ]
     floor = _tex_line([rf"\emph{{{FLOOR}}}", "--", *map(_tex_cell, table.floor_cells)])
     return "\n".join(
         [

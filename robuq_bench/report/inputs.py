@@ -15,7 +15,7 @@ from robuq_bench.report.rows import Row, Run, compare, make_row
 
 TRAIN, PACKED, SAMPLES = "train.json", "packed.safetensors", "samples.npz"
 METRICS, MEASURE, FLOOR = "metrics.json", "measure.json", "reference/floor.json"
-TEXT = {"title", "citation", "url", "variants", "paper", "assumptions"}  # of a recipe; changes nothing in a run
+TEXT = {"title", "citation", "url", "variants", "paper", "assumptions", "deviates"}  # of a recipe: words about it
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import html
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from robuq_bench.report.rows import Row
 STYLE = Path(__file__).with_name("style.mplstyle")
 INK = "#0a0b0c"  # becomes currentColor in the SVG
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")  # Okabe & Ito
+PALETTE += ("#aa4466", "#999933", "#44aa99")  # and P. Tol, for more methods
 MARKERS = {1.58: "o", 2: "^", 3: "s", 4: "D", 8: "v", 32: "*"}  # by weight bits
 DASHES = ("-", "--", ":", "-.")
 SMOOTHING = 25  # a curve is smoothed over this share (1/25) of its steps
@@ -41,9 +43,7 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)
-    return [
-        (sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window) for i in range(len(values))
-    ]
+    return [(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window) for i in range(len(values))]
 
 
 def colours(rows: Iterable[Row]) -> dict[str, str]:
@@ -73,32 +73,34 @@ def loss_curves(name: str, title: str, curves: Sequence[Curve]) -> str:
 def quality_and_bits(rows: Sequence[Row], floor: float, metric: str) -> str:
     """FD against activation bits. Colour: method; marker: weight bits; a diverged row is a cross at the top."""
     title = f"{metric} by activation bits (simulated)"
-    widths = sorted({row.variant.activation_bits for row in rows if row.quantised})
+    quantised = [row for row in rows if row.quantised]
+    widths = sorted({row.variant.activation_bits for row in quantised})
+    paint, place = colours(rows), _places(quantised, widths)
     with plt.style.context(STYLE):
         figure, axes = plt.subplots()
         for line in _lines(rows):
-            _draw(axes, line, [widths.index(row.variant.activation_bits) for row in line], colours(rows))
+            _draw(axes, line, [place[row.key] for row in line], paint)
         for row in rows:
             if row.quantised and row.status == "diverged":
-                place = widths.index(row.variant.activation_bits)
-                axes.plot(place, 0.97, "x", color=colours(rows)[row.method], transform=axes.get_xaxis_transform())
-        levels = {row.method: row.figures["FD"].mean for row in rows if not row.quantised and row.figures}
-        _reference_lines(axes, levels | {"real images (floor)": floor})
+                axes.plot(place[row.key], 0.97, "x", color=paint[row.method], transform=axes.get_xaxis_transform())
+            elif row.status == "ok" and not row.quantised:
+                _level(axes, row.method, row.figures["FD"].mean, "--")
+        _level(axes, "real images (floor)", floor, ":")
         axes.set_xticks(range(len(widths)), [f"A{width}" for width in widths])
         axes.set_xlim(-0.6, len(widths) - 0.4)
         _log_if_wide(axes, "y", [floor, *(row.figures["FD"].mean for row in rows if row.figures)])
         axes.set(xlabel="activation bits", ylabel=f"{metric} (lower is better)", title=title)
-        return _svg(figure, "bits", title, _keys(rows))
+        return _svg(figure, "bits", title, _keys(quantised, paint))
 
 
 def quality_and_size(rows: Sequence[Row], floor: float, metric: str) -> str:
     """FD against the size of the packed file. Colour: method; marker: weight bits."""
     title = f"{metric} (simulated) by size (packed)"
-    good = [row for row in rows if row.figures]
+    good, paint = [row for row in rows if row.figures], colours(rows)
     with plt.style.context(STYLE):
         figure, axes = plt.subplots()
         for row in good:
-            _draw(axes, [row], [row.figures["size"].mean / 1e3], colours(rows))
+            _draw(axes, [row], [row.figures["size"].mean / 1e3], paint)
             axes.annotate(
                 f"A{row.variant.activation_bits}",
                 (row.figures["size"].mean / 1e3, row.figures["FD"].mean),
@@ -106,36 +108,44 @@ def quality_and_size(rows: Sequence[Row], floor: float, metric: str) -> str:
                 textcoords="offset points",
                 fontsize=7,
             )
-        _reference_lines(axes, {"real images (floor)": floor})
+        _level(axes, "real images (floor)", floor, ":")
         axes.margins(x=0.15)
         _log_if_wide(axes, "x", [row.figures["size"].mean / 1e3 for row in good])
         _log_if_wide(axes, "y", [floor, *(row.figures["FD"].mean for row in good)])
         axes.set(xlabel="packed file, kB", ylabel=f"{metric} (lower is better)", title=title)
-        return _svg(figure, "size", title, _keys(good))
+        return _svg(figure, "size", title, _keys(good, paint))
 
 
 def ablation_plot(ablation: Ablation) -> str:
-    """y against x, one line for each value of `series`; points without both numbers are left out."""
-    plan = ablation.plot
-    points = [row for row in ablation.rows if isinstance(row.get(plan.y), int | float)]
-    names = list(dict.fromkeys(str(row[plan.series]) for row in points))
-    categories = list(dict.fromkeys(row[plan.x] for row in points))
-    numeric = all(isinstance(x, int | float) for x in categories)
+    """y against x, a colour for each value of `series`: lines where x is a number, else dots beside the names."""
+    plan, title = ablation.plot, f"{ablation.title} ({ablation.label})"
+    settings = list(dict.fromkeys(row[plan.x] for row in ablation.rows))
+    numeric = all(isinstance(x, int | float) for x in settings)
     with plt.style.context(STYLE):
-        figure, axes = plt.subplots()
-        for i, name in enumerate(names):
-            own = [row for row in points if str(row[plan.series]) == name]
-            xs = [row[plan.x] if numeric else categories.index(row[plan.x]) for row in own]
-            marker = list(MARKERS.values())[i % len(MARKERS)]
-            colour = PALETTE[i % len(PALETTE)]
-            axes.plot(xs, [row[plan.y] for row in own], marker=marker, color=colour, label=name)
-        ticks = sorted(categories) if numeric else range(len(categories))
-        axes.set_xticks(ticks, [f"{x:g}" if numeric else x for x in (ticks if numeric else categories)])
+        figure, axes = plt.subplots(figsize=None if numeric else (5.0, 1.2 + 0.36 * len(settings)))
+        for i, name in enumerate(dict.fromkeys(str(row[plan.series]) for row in ablation.rows)):
+            own = [row for row in ablation.rows if str(row[plan.series]) == name]
+            points = [(row[plan.x], row[plan.y]) for row in own if isinstance(row[plan.y], int | float)]
+            look = {
+                "marker": list(MARKERS.values())[i % len(MARKERS)],
+                "color": PALETTE[i % len(PALETTE)],
+                "label": name,
+            }
+            if numeric:
+                axes.plot(*zip(*points, strict=True) if points else ((), ()), **look)
+            else:
+                axes.plot([y for _, y in points], [settings.index(x) for x, _ in points], linestyle="", **look)
         if plan.log:
-            _logarithmic(axes, "y")
-        title = f"{ablation.title} ({ablation.label})"
-        axes.set(xlabel=plan.xlabel, ylabel=plan.ylabel, title=title)
-        return _svg(figure, f"ablation-{ablation.name}", title, axes.get_legend_handles_labels()[0])
+            _logarithmic(axes, "y" if numeric else "x")
+        if numeric:
+            axes.set_xticks(sorted(settings), [f"{x:g}" for x in sorted(settings)])
+            axes.set(xlabel=plan.xlabel, ylabel=plan.ylabel)
+        else:
+            axes.set_yticks(range(len(settings)), [textwrap.fill(str(x), 30) for x in settings])
+            axes.set_ylim(len(settings) - 0.5, -0.5)
+            axes.set(xlabel=plan.ylabel, ylabel=plan.xlabel)
+        axes.set_title(title)
+        return _svg(figure, f"ablation-{re.sub('[^A-Za-z0-9]', '-', ablation.name)}", title, axes.get_lines())
 
 
 def _lines(rows: Sequence[Row]) -> list[list[Row]]:
@@ -160,22 +170,30 @@ def _draw(axes: Axes, rows: Sequence[Row], xs: Sequence[float], paint: dict[str,
     )
 
 
-def _reference_lines(axes: Axes, levels: dict[str, float]) -> None:
-    for (name, level), dash in zip(levels.items(), ("--", ":"), strict=False):
-        axes.axhline(level, linestyle=dash, color=INK, linewidth=0.9)
-        text = axes.annotate(name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
-        text.set_in_layout(False)
+def _level(axes: Axes, name: str, level: float, dash: str) -> None:
+    """A horizontal line with its name above its right end."""
+    axes.axhline(level, linestyle=dash, color=INK, linewidth=0.9)
+    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 7}
+    axes.annotate(name, (1, level), **place).set_in_layout(False)
 
 
-def _keys(rows: Sequence[Row]) -> list[Line2D]:
-    """Legend: a colour for each method, a marker for each weight width, a cross when a row diverged."""
-    methods = [Line2D([], [], color=colour, linewidth=4, label=name) for name, colour in colours(rows).items()]
-    widths = sorted({row.variant.weight_bits for row in rows})
-    markers = [
-        Line2D([], [], color=INK, linestyle="", marker=MARKERS[width], label=f"W{width:g}") for width in widths
-    ]
-    lost = [Line2D([], [], color=INK, linestyle="", marker="x", label="diverged")]
-    return methods + markers + (lost if any(row.status == "diverged" for row in rows) else [])
+def _places(rows: Sequence[Row], widths: Sequence[int]) -> dict[str, float]:
+    """Row key -> place on the axis of activation bits, side by side where there are several at one width."""
+    places = {}
+    for i, width in enumerate(widths):
+        group = [row.key for row in rows if row.variant.activation_bits == width]
+        places |= {key: i + 0.1 * (k - (len(group) - 1) / 2) for k, key in enumerate(group)}
+    return places
+
+
+def _keys(rows: Sequence[Row], paint: dict[str, str]) -> list[Line2D]:
+    """Legend of `rows`: a colour for each method, a marker for each weight width, a cross when a row diverged."""
+    methods = dict.fromkeys(row.method for row in rows)
+    keys = [Line2D([], [], color=paint[method], linewidth=4, label=method) for method in methods]
+    marks = {f"W{width:g}": MARKERS[width] for width in sorted({row.variant.weight_bits for row in rows})}
+    if any(row.status == "diverged" for row in rows):
+        marks["diverged"] = "x"
+    return keys + [Line2D([], [], color=INK, linestyle="", marker=mark, label=name) for name, mark in marks.items()]
 
 
 def _log_if_wide(axes: Axes, which: str, values: Sequence[float]) -> None:
@@ -186,16 +204,16 @@ def _log_if_wide(axes: Axes, which: str, values: Sequence[float]) -> None:
 def _logarithmic(axes: Axes, which: str) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     axes.set(**{f"{which}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
 
 def _svg(figure: Figure, name: str, title: str, handles: Sequence) -> str:
-    """The figure with its legend below, as an <svg> element whose ids start with `name`."""
-    columns = 2
-    figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(handles) // columns))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    """The figure, with its legend below when there is more than one thing to tell apart, as an <svg> element whose ids start with `name`."""
+    if len(handles) > 1:
+        figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(handles) // 2))
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     plt.close(figure)

@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, model_validator
 
 from robuq_bench import provenance
 from robuq_bench.config.base import Model, build
 from robuq_bench.files import read_json
+
+
+DASH = "–"  # no value
 
 
 class Record(Model):
@@ -122,6 +125,26 @@ class Ablation(Record):
     plot: AblationPlot | None = None
     label: str
     provenance: dict[str, Any]
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """The rows as text: numbers by the format of their column, no value as a dash."""
+        return [[_formatted(row[column.key], column.format) for column in self.columns] for row in self.rows]
+
+    @model_validator(mode="after")
+    def _prints(self) -> "Ablation":
+        keys = [column.key for column in self.columns]
+        keys += [self.plot.x, self.plot.y, self.plot.series] if self.plot else []
+        if missing := [key for key in keys for row in self.rows if key not in row]:
+            raise ValueError(f"a row lacks '{missing[0]}'")
+        _ = self.cells  # a format that does not fit its values raises here
+        return self
+
+
+def _formatted(value: float | int | str | bool | None, form: str) -> str:
+    if value is None:
+        return DASH
+    return format(value, form) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 R = TypeVar("R", bound=Record)

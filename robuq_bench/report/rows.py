@@ -115,8 +115,7 @@ def compare(rows: Iterable[Row]) -> tuple[Row, ...]:
     full = next((row for row in rows if not row.quantised and row.status == "ok"), None)
     distances = [row.figures["FD"].mean for row in rows if row.competes]
     return tuple(
-        row.model_copy(update={"rank": _rank(row, distances), "compression": _compression(row, full)})
-        for row in rows
+        row.model_copy(update={"rank": _rank(row, distances), "compression": _compression(row, full)}) for row in rows
     )
 
 

@@ -7,7 +7,7 @@ from robuq_bench.config.preset import load_preset
 from robuq_bench.files import write_json, write_text
 from robuq_bench.report.formats import to_csv, to_latex, to_markdown
 from robuq_bench.report.inputs import read_results
-from robuq_bench.report.table import make_table
+from robuq_bench.report.tabulate import make_table
 
 EXAMPLE = "robuq-bench table --preset quick --results results/quick --out results/quick/table"
 WRITERS = {".csv": to_csv, ".md": to_markdown, ".tex": to_latex}

@@ -1,17 +1,22 @@
 """One training loop for full precision and QAT: AdamW, warm-up and cosine, EMA, resumable to the step."""
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robuq_bench.config.preset import Training
+from robuq_bench.config.recipe import Phase
 from robuq_bench.errors import Diverged
+from robuq_bench.models.dit import layer_type, linears
 from robuq_bench.progress import Bar
+from robuq_bench.quant.timed import timed_quantisers
 from robuq_bench.seeds import seed
-from robuq_bench.train.objective import draw, loss
+from robuq_bench.train.objective import draw, loss, taught
 from robuq_bench.train.state import State
 
 
@@ -55,11 +60,14 @@ def train(
     state: State,
     label: str = "train",
     device: str = "cpu",
+    teacher: nn.Module | None = None,
+    phases: tuple[Phase, ...] = (),
 ) -> Outcome:
     """Train `model` in place for `plan.steps` steps and return averaged weights and losses.
 
     `signal` float32 [N, C, H, W] in [-1, 1]; `labels` int64 [N]. Every step draws from (run_seed, step), so a run
     that was cut and goes on from `state` equals the uncut one, bit for bit on a CPU with the same thread count.
+    With a `teacher` its output is the target; with `phases` each trains some layers alone.
     Raises Diverged at the first non-finite loss.
     """
     optimiser = torch.optim.AdamW(
@@ -77,14 +85,34 @@ def train(
     with Bar(label, plan.steps, first) as bar:
         for step in range(first, plan.steps):
             batch = draw(signal, labels, plan.batch, no_class, plan.label_dropout, seed("batch", run_seed, step))
-            losses.append(_step(model, optimiser, batch.to(device), learning_rate(step, plan), plan.grad_clip))
+            batch = batch.to(device) if teacher is None else taught(teacher, batch.to(device))
+            select(model, phases, step / plan.steps)
+            losses.append(_step(model, optimiser, batch, learning_rate(step, plan), plan.grad_clip))
             if not math.isfinite(losses[-1]):
                 raise Diverged(f"{label}: loss is {losses[-1]} at step {step}; lower the learning rate and run again")
             average.update(step)
             bar.advance(1, loss=sum(losses[-50:]) / len(losses[-50:]))
             if (step + 1) % plan.save_every == 0 and step + 1 < plan.steps:
                 state.save(step + 1, _snapshot(model, optimiser, average, losses))
+    model.requires_grad_(True)
     return Outcome(average.weights, losses)
+
+
+def select(model: nn.Module, phases: tuple[Phase, ...], progress: float) -> None:
+    """Let gradients reach the layers of the phase that `progress` (0..1) lies in, and learned activation ranges.
+
+    Without phases everything is trained. Parameters without gradient are left alone by AdamW, decay included.
+    """
+    if not phases:
+        return
+    ends = list(accumulate(phase.share for phase in phases))
+    phase = phases[min(bisect_right(ends, progress), len(phases) - 1)]
+    model.requires_grad_(False)
+    for name, (_, _, layer) in linears(model).items():
+        if layer_type(name) in phase.layers:
+            layer.requires_grad_(True)
+    for quantiser in timed_quantisers(model).values():
+        quantiser.requires_grad_(True)
 
 
 def _step(model: nn.Module, optimiser: torch.optim.Optimizer, batch, lr: float, clip: float) -> float:

@@ -1,6 +1,6 @@
 """Rectified flow: the one loss of full-precision training and QAT (arXiv 2209.03003; times as in arXiv 2403.03206)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,6 +55,12 @@ def _noised(signal: Tensor, labels: Tensor, noise: Tensor, time: Tensor) -> Batc
 def loss(model: nn.Module, batch: Batch) -> Tensor:
     """Mean squared error of the predicted velocity."""
     return (predict(model, batch.x, batch.time, batch.labels).float() - batch.target).square().mean()
+
+
+@torch.no_grad()
+def taught(teacher: nn.Module, batch: Batch) -> Batch:
+    """The batch with the teacher's output as target."""
+    return replace(batch, target=predict(teacher, batch.x, batch.time, batch.labels).float())
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ from robuq_bench.errors import BenchError, Diverged
 from robuq_bench.files import sha256_file, write_json
 from robuq_bench.models import checkpoint, dit
 from robuq_bench.quant.convert import convert, uniform_bits
+from robuq_bench.train.bits import check_profiled, check_wanted, read_bits
+from robuq_bench.train.calibrate import fit_timed, input_ranges
 from robuq_bench.train.images import images
 from robuq_bench.train.loop import Outcome, train
 from robuq_bench.train.objective import held_out_loss, to_signal
@@ -31,6 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", required=True, help="such as W1.58A2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=Path, help="full-precision checkpoint that QAT starts from")
+    parser.add_argument("--bits", type=Path, help="bits per layer of a recipe that allocates (`robuq-bench allocate`)")
     parser.add_argument("--model", type=Path, required=True, help="checkpoint to write")
     parser.add_argument("--curve", type=Path, required=True, help="loss of every step, JSON, to write")
     parser.add_argument("--state", type=Path, required=True, help="folder for resumable state")
@@ -44,10 +47,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     preset = load_preset(args.preset, args.set)
     variant = load_variant(args.recipe, args.variant)
+    check_wanted(variant, args.bits)
     plan = preset.train if variant.method.training == "none" else preset.qat
     device = use(preset.device, plan.threads)
     train_set, held_out = images(preset)
-    model, bits = prepare(preset, variant, dit_shape(train_set), args.seed, args.start)
+    model, bits = prepare(preset, variant, train_set, args.seed, args.start, args.bits)
     state = State(
         args.state,
         fingerprint(
@@ -58,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
             seed=args.seed,
             data=train_set.digest,
             start=sha256_file(args.start) if args.start else None,
+            bits=bits,
             torch=torch.__version__,
         ),
     )
@@ -66,7 +71,23 @@ def run(args: argparse.Namespace) -> None:
     signal, labels = to_signal(train_set.images), torch.from_numpy(train_set.labels)
     status, reason, facts = "ok", "", {}
     try:
-        outcome = train(model, signal, labels, len(train_set.classes), plan, args.seed, state, label, device)
+        check_profiled(args.bits)
+        if variant.method.training == "ptq":
+            outcome = Outcome({}, [])
+        else:
+            outcome = train(
+                model,
+                signal,
+                labels,
+                len(train_set.classes),
+                plan,
+                args.seed,
+                state,
+                label,
+                device,
+                teacher=_teacher(preset, train_set, args.start, device) if variant.method.loss == "distil" else None,
+                phases=variant.method.phases,
+            )
         facts = _finish(model, outcome, held_out, device, label)
         losses = outcome.losses
     except Diverged as error:
@@ -98,20 +119,45 @@ def dit_shape(image_set: ImageSet) -> dit.Shape:
 
 
 def prepare(
-    preset: Preset, variant: Variant, shape: dit.Shape, run_seed: int, start: Path | None
+    preset: Preset,
+    variant: Variant,
+    train_set: ImageSet,
+    run_seed: int,
+    start: Path | None,
+    bits_file: Path | None = None,
 ) -> tuple[nn.Module, dict[str, int]]:
-    """The model to train, and its activation bits per layer. Raises BenchError when the start does not fit."""
-    model = dit.build(preset.model, shape, init_seed=run_seed)
+    """The model to train, and its activation bits per layer: those of the file, or the variant's in all.
+
+    Raises BenchError when the start or the file does not fit.
+    """
     if (variant.method.training == "none") != (start is None):
         needs = "starts from scratch, so --start is out of place" if start else "needs --start, a trained checkpoint"
         raise BenchError(f"recipe '{variant.recipe}' {needs}")
-    if start is not None:
-        tensors, card = checkpoint.load(start, "trained")
-        if card.diverged:
-            raise BenchError(f"{start}: the full-precision model diverged ({card.reason}); nothing can start from it")
-        checkpoint.load_into(model, tensors, start)
+    shape = dit_shape(train_set)
+    model = full_precision(preset, shape, start) if start else dit.build(preset.model, shape, init_seed=run_seed)
     bits = uniform_bits(model, variant)
-    return convert(model, variant, bits, run_seed), bits
+    if bits_file is not None:
+        bits = read_bits(bits_file, variant, bits)
+    signal, labels = to_signal(train_set.images), torch.from_numpy(train_set.labels)
+    smooths = variant.method.smoothing is not None
+    ranges = input_ranges(model, signal, labels, len(train_set.classes)) if smooths else None
+    convert(model, variant, bits, run_seed, ranges)
+    fit_timed(model, signal, labels)
+    return model, bits
+
+
+def full_precision(preset: Preset, shape: dit.Shape, start: Path) -> nn.Module:
+    """The full-precision model of a checkpoint. Raises BenchError when it is another model or diverged."""
+    tensors, card = checkpoint.load(start, "trained")
+    if card.diverged:
+        raise BenchError(f"{start}: the full-precision model diverged ({card.reason}); nothing can start from it")
+    model = dit.build(preset.model, shape)
+    checkpoint.load_into(model, tensors, start)
+    return model
+
+
+def _teacher(preset: Preset, train_set: ImageSet, start: Path, device: str) -> nn.Module:
+    return full_precision(preset, dit_shape(train_set), start).to(device).eval().requires_grad_(False)
 
 
 def _finish(model: nn.Module, outcome: Outcome, held_out: ImageSet, device: str, label: str) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """Every constant of the Gaussian grids, derived again from the exact mean squared error of N(0, 1)."""
 
-from math import pi, sqrt
-
 import numpy as np
 import pytest
 import torch
@@ -88,16 +86,26 @@ def test_quest_table(bits, alpha):
 
 
 @pytest.mark.parametrize(
-    ("bits", "step"), [(1, 1.595769), (2, 0.995687), (3, 0.586019), (4, 0.335201), (6, 0.104063), (8, 0.030762)]
+    ("bits", "step"),
+    [(1, 1.595769), (2, 0.995687), (3, 0.586019), (4, 0.335201), (6, 0.104063), (8, 0.030762)],
 )
 def test_robuq_table(bits, step):
     """The step table of the author-adjacent code (paper-facts 1.5)."""
     assert gaussian.step("midrise", bits) == pytest.approx(step, abs=1e-6)
 
 
+@pytest.mark.parametrize(("bits", "expected"), [(1, 0.36338), (2, 0.11748), (3, 0.03455), (4, 0.00950)])
+def test_lloyd_max_levels_are_the_means_of_their_cells(bits, expected):
+    """The two conditions of Lloyd and Max: edges halfway, levels at centroids; MSE of anchors D.6."""
+    levels = np.array(gaussian.lloyd_max(bits))
+    mass, first, _ = moments(cells(levels))
+    np.testing.assert_allclose(levels, first / mass, atol=1e-6)
+    assert mse(levels) == pytest.approx(expected, abs=6e-6)
+
+
 def test_mean_absolute_deviation_of_the_normal():
-    assert 1 / gaussian.MEAN_ABS_TO_SIGMA == pytest.approx(2 * norm.pdf(0), rel=1e-15)
-    assert gaussian.MEAN_ABS_TO_SIGMA == sqrt(pi / 2)
+    mean = (quantiles(200_000).abs().mean() * gaussian.MEAN_ABS_TO_SIGMA).item()
+    assert mean == pytest.approx(1, abs=1e-4)
 
 
 def quantiles(n: int) -> torch.Tensor:

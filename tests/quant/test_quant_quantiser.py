@@ -13,14 +13,18 @@ from scipy.stats import norm
 
 from robuq_bench.config.recipe import SCALES
 from robuq_bench.config.recipe import Quantiser as Spec
+from robuq_bench.quant.formats import SCALE_RULES
+from robuq_bench.quant.gaussian import lloyd_max
 from robuq_bench.quant.quantiser import Quantiser
 
-PAIRS = [(format, scale) for format, scales in SCALES.items() for scale in scales]
-ALL = [(f, s, b) for f, s in PAIRS for b in ((1.58,) if f == "ternary" else (2, 3, 4, 6, 8))] + [
-    ("midrise", "rms", 1),
-    ("midrise", "mean_abs", 1),
-]
-NEAREST = [case for case in ALL if case[1] != "conditional_mean"]  # whose levels and cells fit each other
+WIDTHS = {"ternary": (1.58,), "midrise": (1, 2, 3, 4, 6, 8), "lloyd_max": (1, 2, 3, 4)}
+PAIRS = [(format, scale) for format, scales in SCALES.items() for scale in scales if scale in SCALE_RULES]
+ALL = [(format, scale, bits) for format, scale in PAIRS for bits in WIDTHS.get(format, (2, 3, 4, 6, 8))]
+# Levels and cells fit each other: unlike the conditional mean, which moves the levels of given cells.
+NEAREST = [case for case in ALL if case[1] != "conditional_mean"]
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+GRANULARITIES = ("token", "tensor", "group")
+HUGE = 2.0**50  # squares of larger values overflow float32 sums, as a diverged run would
 
 
 def quantiser(format: str, scale: str, bits: float, granularity: str = "token", **more) -> Quantiser:
@@ -39,25 +43,25 @@ def test_levels_are_counted(format, scale, bits):
     row = torch.from_numpy(norm.ppf((np.arange(2**16) + 0.5) / 2**16)).float()[None]
     levels = 3 if format == "ternary" else 2**bits
     if (format, scale) == ("midtread", "absmax"):
-        levels -= 1  # symmetric: the largest magnitude is the outermost positive level, so -2^(b-1) stays unused
+        levels -= (
+            1  # symmetric: the largest magnitude is the outermost positive level, so -2^(b-1) stays unused
+        )
     assert len(quantiser(format, scale, bits)(row).unique()) == levels
 
 
-@pytest.mark.parametrize("centre", [False, True])
-@pytest.mark.parametrize("granularity", ["token", "tensor"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("format", "scale", "bits"), ALL)
-def test_fake_quantisation_is_encode_then_decode(format, scale, bits, dtype, granularity, centre):
-    q = quantiser(format, scale, bits, granularity, centre=centre)
-    x = normal(2, 3, 96, dtype=dtype) + 0.5
-    scales = q.scale(x)
-    codes, value = q.encode(x, scales), q(x)
-    assert not codes.is_floating_point()
-    assert codes.min() >= q.grid.low and codes.max() <= q.grid.high
-    kept = codes.clone()
-    assert torch.equal(q.decode(codes, scales), value)
-    assert torch.equal(codes, kept)
-    assert value.shape == x.shape and value.dtype == dtype
+def test_fake_quantisation_is_encode_then_decode(format, scale, bits):
+    for dtype, granularity, centre in product(DTYPES, GRANULARITIES, [False, True]):
+        q = quantiser(format, scale, bits, granularity, centre=centre)
+        x = normal(2, 3, 96, dtype=dtype) + 0.5
+        scales, given = q.scale(x), x.clone()
+        codes, value = q.encode(x, scales), q(x)
+        assert not codes.is_floating_point()
+        assert codes.min() >= q.grid.low and codes.max() <= q.grid.high
+        kept = codes.clone()
+        assert torch.equal(q.decode(codes, scales), value)
+        assert torch.equal(codes, kept) and torch.equal(x, given)
+        assert value.shape == x.shape and value.dtype == dtype
 
 
 @pytest.mark.parametrize(("format", "scale", "bits"), NEAREST)
@@ -66,9 +70,14 @@ def test_each_value_goes_to_its_nearest_level(format, scale, bits):
     x = normal(5, 64, dtype=torch.float64)
     s = q.scale(x)
     codes = torch.arange(q.grid.low, q.grid.high + 1, dtype=torch.float64)
-    levels = (codes + (0.5 if format == "midrise" else 0)) * s.step + (0 if s.offset is None else s.offset)
+    units = (
+        torch.tensor(lloyd_max(bits)).double()
+        if format == "lloyd_max"
+        else codes + 0.5 * (format == "midrise")
+    )
+    levels = units * s.step + (0 if s.offset is None else s.offset)
     nearest = (x[..., None] - levels[:, None]).abs().min(-1).values
-    torch.testing.assert_close((x - q(x)).abs(), nearest, rtol=0, atol=1e-12)
+    torch.testing.assert_close((x - q(x)).abs(), nearest, rtol=0, atol=1e-6)
 
 
 @given(
@@ -76,13 +85,13 @@ def test_each_value_goes_to_its_nearest_level(format, scale, bits):
         np.float32,
         st.tuples(st.integers(1, 3), st.integers(1, 24)),
         elements=st.one_of(
-            st.sampled_from([0.0, 1.0, -1.0, 1e15, -1e15, 1e-30, -1e-38, 1e-45]),
-            st.floats(-1e15, 1e15, width=32),
+            st.sampled_from([0.0, 1.0, -1.0, HUGE, -HUGE, 1e-30, -1e-38, 1e-45]),
+            st.floats(-HUGE, HUGE, width=32),
         ),
-        fill=st.sampled_from([0.0, 3.0, -1e15, 1e-40]),
+        fill=st.sampled_from([0.0, 3.0, -HUGE, 1e-40]),
     ),
     case=st.sampled_from(ALL),
-    granularity=st.sampled_from(["token", "tensor"]),
+    granularity=st.sampled_from(GRANULARITIES),
     centre=st.booleans(),
 )
 def test_extreme_values_stay_finite_and_on_the_grid(x, case, granularity, centre):
@@ -126,13 +135,12 @@ def test_centring_is_subtracting_the_mean_first():
 # Granularity
 
 
-@pytest.mark.parametrize("granularity", ["token", "channel"])
 @pytest.mark.parametrize(("format", "scale", "bits"), [c for c in ALL if c[2] in (1.58, 3)])
-def test_each_vector_has_its_own_scale(format, scale, bits, granularity):
-    q = quantiser(format, scale, bits, granularity)
+def test_each_vector_has_its_own_scale(format, scale, bits):
     x = normal(2, 5, 32) * torch.logspace(-2, 2, 5)[:, None]
-    rows = [[q(x[i, j][None])[0] for j in range(5)] for i in range(2)]
-    assert torch.equal(q(x), torch.stack([torch.stack(row) for row in rows]))
+    for granularity in ("token", "channel"):
+        q = quantiser(format, scale, bits, granularity)
+        assert torch.equal(q(x), torch.stack([torch.stack([q(token) for token in part]) for part in x]))
 
 
 @pytest.mark.parametrize(("format", "scale", "bits"), [c for c in ALL if c[2] in (1.58, 3)])
@@ -141,6 +149,21 @@ def test_a_tensor_has_one_scale(format, scale, bits):
     per_tensor, per_row = (quantiser(format, scale, bits, g) for g in ("tensor", "token"))
     assert torch.equal(per_tensor(x), per_row(x.reshape(1, -1)).reshape(x.shape))
     assert not torch.equal(per_tensor(x), per_row(x))
+
+
+@pytest.mark.parametrize(("n", "group"), [(192, 64), (48, 16), (40, 8)])
+@pytest.mark.parametrize(
+    ("format", "scale", "bits"), [("ternary", "absmean", 1.58), ("asymmetric", "minmax", 3)]
+)
+def test_a_group_of_64_neighbours_has_its_own_scale(format, scale, bits, n, group):
+    """Where 64 does not divide the width, the largest power of two that does."""
+    x = normal(2, 5, n) * torch.logspace(-2, 2, n)
+    grouped = quantiser(format, scale, bits, "group")
+    expected = quantiser(format, scale, bits)(x.reshape(2, 5, -1, group)).reshape(x.shape)
+    assert torch.equal(grouped(x), expected)
+    s = grouped.scale(x)
+    codes = grouped.encode(x, s)
+    assert codes.shape == x.shape and torch.equal(grouped.decode(codes, s), grouped(x))
 
 
 # The published formulae, written out again
@@ -166,7 +189,7 @@ def test_bitnet_weights():
 
 
 def test_bitnet_a4_activations():
-    """BitNet a4.8, INT4: (beta / sqrt 7) RoundClip(sqrt 7 X / beta, -8, 7) with beta = mean|X| (paper-facts 5)."""
+    """BitNet a4.8: (beta / sqrt 7) RoundClip(sqrt 7 X / beta, -8, 7), beta = mean|X| (paper-facts 5)."""
     x = normal(6, 64, dtype=torch.float64).numpy() * 3
     beta = np.abs(x).mean(-1, keepdims=True)
     expected = beta / sqrt(7) * np.clip(np.round(sqrt(7) * x / beta), -8, 7)
@@ -185,7 +208,9 @@ def test_min_max_activations():
     x = normal(6, 64, dtype=torch.float64).numpy() + 1
     low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
     expected = np.round((x - low) / (high - low) * 3) * (high - low) / 3 + low
-    np.testing.assert_allclose(quantiser("asymmetric", "minmax", 2)(torch.from_numpy(x)), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        quantiser("asymmetric", "minmax", 2)(torch.from_numpy(x)), expected, rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("bits", "step"), [(2, 0.9956867), (3, 0.5860194), (4, 0.3352006)])
@@ -214,13 +239,23 @@ def test_robust_quantiser_with_mid_rise_levels(bits, step):
 
 @pytest.mark.parametrize(("bits", "alpha"), [(1, 0.79788), (2, 1.49353), (3, 2.05107), (4, 2.51393)])
 def test_quest(bits, alpha):
-    """paper-facts 4b, as in IST-DASLab/QuEST: clip to +-alpha rms, round to odd multiples of half the step."""
+    """paper-facts 4b, as in IST-DASLab/QuEST: clip to alpha rms, round to odd multiples of half a step."""
     x = normal(6, 200, dtype=torch.float64).numpy()
     clip = alpha * np.sqrt((x**2).mean(-1, keepdims=True))
     step = 2 * clip / (2**bits - 1)
     expected = np.round(np.clip(x, -clip, clip) / step + 0.5) * step - step / 2
     actual = quantiser("midrise", "rms", bits)(torch.from_numpy(x))
     np.testing.assert_allclose(actual, expected, rtol=4e-5)
+
+
+@given(seed=st.integers(0, 999), n=st.integers(1, 12))
+def test_least_squares_ternary_beats_every_mask(seed, n):
+    """No choice of kept entries, each set at its own best scale, has a smaller error."""
+    w = normal(1, n, seed=seed, dtype=torch.float64)
+    value = quantiser("ternary", "least_squares", 1.58)(w)
+    size = w.abs().sort(descending=True).values[0]
+    best = min(size[k:].square().sum() + (size[:k] - size[:k].mean()).square().sum() for k in range(1, n + 1))
+    torch.testing.assert_close((w - value).square().sum(), best, rtol=1e-12, atol=1e-12)
 
 
 # Gradients
@@ -232,13 +267,12 @@ def gradient(q: Quantiser, x: torch.Tensor, outer: torch.Tensor) -> torch.Tensor
     return x.grad
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("granularity", ["token", "tensor"])
 @pytest.mark.parametrize(("format", "scale", "bits"), ALL)
-def test_straight_through_passes_the_gradient_exactly(format, scale, bits, granularity, dtype):
-    x, outer = normal(2, 3, 16, dtype=dtype), normal(2, 3, 16, seed=1, dtype=dtype)
-    actual = gradient(quantiser(format, scale, bits, granularity), x, outer)
-    assert torch.equal(actual, outer) and actual.dtype == dtype
+def test_straight_through_passes_the_gradient_exactly(format, scale, bits):
+    for dtype, granularity in product(DTYPES, GRANULARITIES):
+        x, outer = normal(2, 3, 16, dtype=dtype), normal(2, 3, 16, seed=1, dtype=dtype)
+        actual = gradient(quantiser(format, scale, bits, granularity), x, outer)
+        assert torch.equal(actual, outer) and actual.dtype == dtype
 
 
 def test_trust_mask_by_hand():
@@ -278,7 +312,7 @@ def test_clipped_mask_by_hand():
     assert torch.equal(actual, torch.tensor([[0.0, 1.0, 1.0]]))
 
 
-@given(case=st.sampled_from([c for c in NEAREST if c[1] != "minmax"]), seed=st.integers(0, 99))
+@given(case=st.sampled_from([c for c in ALL if c[1] in ("rms", "mean_abs") and c[0] != "lloyd_max"]), seed=st.integers(0, 99))
 def test_trusted_is_unclipped_where_levels_fit_their_cells(case, seed):
     x, outer = normal(4, 64, seed=seed), normal(4, 64, seed=1)
     trust, clipped = (gradient(quantiser(*case, estimator=e), x, outer) for e in ("trust", "clipped"))
@@ -286,7 +320,9 @@ def test_trusted_is_unclipped_where_levels_fit_their_cells(case, seed):
     assert ((trust == outer) | (trust == 0)).all()
 
 
-@pytest.mark.parametrize(("bits", "estimator"), product([2, 4], ["trust", "clipped"]))
+@pytest.mark.parametrize(("bits", "estimator"), list(product([2, 4], ["trust", "clipped"])))
 def test_min_max_clips_nothing(bits, estimator):
     x, outer = normal(4, 64), normal(4, 64, seed=1)
-    assert torch.equal(gradient(quantiser("asymmetric", "minmax", bits, estimator=estimator), x, outer), outer)
+    assert torch.equal(
+        gradient(quantiser("asymmetric", "minmax", bits, estimator=estimator), x, outer), outer
+    )

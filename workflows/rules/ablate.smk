@@ -14,5 +14,26 @@ rule probe:
         settings=settings("data", "device", "threads"),
         set=SET,
     shell:
-        "robuq-bench probe --preset {wildcards.preset} {params.set} --model '{input}' --out '{output}'"
-        " --log '{log}'"
+        "robuq-bench probe --preset {wildcards.preset} {params.set} --model '{input}' --out '{output}'" " --log '{log}'"
+
+
+rule ablate:
+    """Collect the rows of one ablation of config/ablations.yaml."""
+    input:
+        ablation_inputs,
+        "<results>/{preset}/reference/floor.json",
+    output:
+        "<results>/{preset}/ablations/{name}.json",
+    log:
+        "<logs>/{preset}/ablations/{name}.log",
+    wildcard_constraints:
+        name="|".join(ABLATIONS),
+    params:
+        code=code("ablate"),
+        settings=settings("seeds"),
+        ablation=lambda w: ABLATIONS[w.name].model_dump_json(),
+        results=lambda w: f"results/{w.preset}",
+        set=SET,
+    shell:
+        "robuq-bench ablate --preset {wildcards.preset} {params.set} --name {wildcards.name}"
+        " --results {params.results} --out '{output}' --log '{log}'"

@@ -3,6 +3,7 @@ localrules:
     reproduce_table,
     report,
     ablation_quantizer,
+    ablations,
 
 
 rule reproduce_table:
@@ -23,6 +24,24 @@ rule ablation_quantizer:
     """Activation quantisers on the trained model: min-max, absmax, mid-rise and mid-tread Gaussian, 2-4 bits."""
     input:
         f"reports/{PRESET}/ablation_quantizer.html",
+
+
+# One target per ablation of config/ablations.yaml, and all of them.
+for name, ablation in ABLATIONS.items():
+
+    rule:
+        name:
+            f"ablation_{name}"
+        input:
+            f"reports/{PRESET}/ablation_{name}.html",
+
+    workflow.get_rule(f"ablation_{name}").docstring = f"{ablation.title}: {ablation.question}"
+
+
+rule ablations:
+    """Every ablation."""
+    input:
+        [f"reports/{PRESET}/ablation_{name}.html" for name in ["quantizer", *ABLATIONS]],
 
 
 # One target per recipe and variant: `snakemake robuq_W1.58A3` runs that row alone, in the table or not.

@@ -3,6 +3,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from robuq_bench.config.ablation import load_ablations
 from robuq_bench.config.preset import load_preset
 from robuq_bench.config.recipe import FOLDER as RECIPES
 from robuq_bench.config.recipe import load_recipe, load_variant
@@ -51,9 +52,7 @@ def settings(*blocks):
 
 
 def method(wildcards):
-    return variant(wildcards).model_dump_json(
-        exclude={"method": {"paper", "assumptions", "title", "citation", "url"}}
-    )
+    return variant(wildcards).model_dump_json(exclude={"method": {"paper", "assumptions", "title", "citation", "url"}})
 
 
 def plan(wildcards):
@@ -74,11 +73,7 @@ def seeds(name, recipe, variant_name):
 
 def row_files(name, rows, file):
     """Paths of `file` for every seed of every "recipe/variant"."""
-    return [
-        f"<results>/{name}/{row}/seed{seed}/{file}"
-        for row in rows
-        for seed in seeds(name, *row.rsplit("/", 1))
-    ]
+    return [f"<results>/{name}/{row}/seed{seed}/{file}" for row in rows for seed in seeds(name, *row.rsplit("/", 1))]
 
 
 ROW_FILES = ("train.json", "packed.safetensors", "samples.npz", "metrics.json", "measure.json")
@@ -86,6 +81,14 @@ ROW_FILES = ("train.json", "packed.safetensors", "samples.npz", "metrics.json", 
 
 def table_inputs(wildcards):
     rows = preset(wildcards.preset).rows
+    return [path for file in ROW_FILES for path in row_files(wildcards.preset, rows, file)]
+
+
+ABLATIONS = checked(load_ablations)
+
+
+def ablation_inputs(wildcards):
+    rows = [f"{recipe}/{name}" for _, recipe, name in ABLATIONS[wildcards.name].rows()]
     return [path for file in ROW_FILES for path in row_files(wildcards.preset, rows, file)]
 
 

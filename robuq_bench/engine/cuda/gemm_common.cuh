@@ -104,7 +104,9 @@ __device__ __forceinline__ bool inside(const Gemm& p, int row0, int rows, int n0
 template <bool WHOLE, int GROUPS>
 __device__ __forceinline__ void finish(const Gemm& p, const Channels& ch, const Tokens& t, const int (*acc)[4], int row0,
                                        int n0, int col, int lane) {
-  const int c0 = col + 8 * (lane & 3), row = row0 + (lane >> 2), n = n0 + c0;
+  const int c0 = col + 8 * (lane & 3), row = row0 + (lane >> 2);
+  int n = n0 + c0;
+  asm volatile("" : "+r"(n));  // or the compiler works out every column of the slow path ahead of the loop, and spills
   unsigned short* out[2];
   const unsigned short *gate[2], *residual[2];
 #pragma unroll
@@ -117,6 +119,7 @@ __device__ __forceinline__ void finish(const Gemm& p, const Channels& ch, const 
   }
 #pragma unroll
   for (int group = 0; group < GROUPS; group++) {
+    asm volatile("" ::: "memory");  // one group after the other, or the registers run out
     float y[4][4];
 #pragma unroll
     for (int j = 0; j < 4; j++)
@@ -205,3 +208,4 @@ struct Cursor {
     }
   }
 };
+

@@ -3,10 +3,8 @@
 // The plan is gemm_mma.cu's: stationary weights, streamed activation planes, Horner. Each worker is one warpgroup.
 // Without a swizzle, a wgmma operand is made of 8 rows x 16 bytes blocks at two strides; giving the activations a stride of
 // zero along K makes the unit read the same 128 bits twice, once against P and once against Q, with no copy of them.
-// Workers that share the tensor cores fairly would also end together and then store together, so they take turns: tile t
-// begins to multiply when tile t - TURNS has done so.
 
-static_assert(BM == 64 && UNITS % CHUNK == 0 && WORKERS % TURNS == 0, "tile");
+static_assert(BM == 64 && UNITS % CHUNK == 0, "tile");
 constexpr int STAGE = CHUNK * PIECE, WEIGHTS = UNITS * 2 * BN * 16, CHUNKS = UNITS / CHUNK;
 
 __device__ __forceinline__ unsigned long long descriptor(unsigned at, unsigned along_k) {
@@ -39,19 +37,19 @@ __device__ __forceinline__ void double_up(int (&acc)[BN / 8][4], const Tokens& t
 
 extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid_constant__ Gemm p) {
   extern __shared__ __align__(128) unsigned char memory[];
-  __shared__ unsigned long long barriers[WORKERS * STAGES + WORKERS + CHUNKS];
+  __shared__ unsigned long long barriers[WORKERS * STAGES + CHUNKS];
   Channels& channels = *(Channels*)(memory + WEIGHTS + WORKERS * STAGES * STAGE);
   const int lane = threadIdx.x & 31, worker = threadIdx.x >> 7, thread = threadIdx.x & 127;
   const unsigned weights = shared_address(memory), ring = weights + WEIGHTS + worker * STAGES * STAGE;
   const unsigned filled = shared_address(barriers + worker * STAGES);
-  const unsigned turns = shared_address(barriers + WORKERS * STAGES), weights_in = turns + WORKERS * 8;
+  const unsigned weights_in = shared_address(barriers + WORKERS * STAGES);
   const int n_pieces = (p.n + 63) / 64;
 
-  if (threadIdx.x < WORKERS * STAGES + WORKERS + CHUNKS)
+  if (threadIdx.x < WORKERS * STAGES + CHUNKS)
     asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(barriers + threadIdx.x)) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 
-  int at = -1, runs = 0, slot = 0, parity = 0, turn = 0;
+  int at = -1, runs = 0, slot = 0, parity = 0;
   for (Run run; next_run(p, at, run); runs++) {
     const int n0 = run.n_tile * BN;
     __syncthreads();  // the barriers are ready, and every worker has finished with the last run's weights
@@ -88,8 +86,7 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
       const int row0 = (run.first + tile) * BM + (thread >> 5) * 16;
       const bool whole = inside(p, (run.first + tile) * BM, BM, n0);
       const Tokens tokens = whole ? load_tokens<true>(p, row0, lane) : load_tokens<false>(p, row0, lane);
-      int acc[BN / 8][4];
-      if (tile >= TURNS) wait(turns + worker * 8, turn), turn ^= 1;
+      int acc[BN / 8][4] = {};
       for (int plane = p.bits - 1; plane >= 0; plane--) {
         for (int chunk = 0; chunk < CHUNKS; chunk++) {
           wait(weights_in + chunk * 8, runs & 1);
@@ -98,17 +95,16 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
           const unsigned long long w = descriptor(weights + chunk * CHUNK * 2 * BN * 16, BN * 16);
           asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-          for (int u = 0; u < CHUNK; u++)
-            wgmma(acc, a + u * (PIECE >> 4), w + u * (2 * BN), u || chunk || plane < p.bits - 1);
+          for (int u = 0; u < CHUNK; u++) wgmma(acc, a + u * (PIECE >> 4), w + u * (2 * BN));
           asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
           worker_barrier(worker);  // all four warps have read the stage
           if (thread == 0) load();
           if (++slot == STAGES) slot = 0, parity ^= 1;
         }
+#pragma unroll
+        for (int i = 0; i < BN / 2; i++) asm volatile("" : "+r"(acc[i / 4][i % 4]));  // nothing moves above the wait
         if (plane) double_up(acc, tokens, plane);
       }
-      if (thread == 0 && tile + TURNS < run.tiles)
-        asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(turns + (tile + TURNS) % WORKERS * 8) : "memory");
       if (p.bits == 1)  // there was no doubling
 #pragma unroll
         for (int i = 0; i < BN / 2; i++) acc[i / 4][i % 4] -= tokens.code_sum[i % 4 / 2];

@@ -16,7 +16,7 @@ struct Rowwise {
   const float* mix;               // [R][R]
   const unsigned* signs;          // [N / 32] bit 1: the channel is negated
   const uint4* down;              // [N / 16][32] mma fragments of the down-projection [16][N] bf16 (see packing.py)
-  unsigned* planes;
+  uint4* planes;
   int* code_sum;                  // [M]
   float* step;                    // [M]
   float* offset;                  // [M], with CENTER
@@ -103,7 +103,9 @@ __device__ __forceinline__ float token_sum(float v, float* scratch, int token, i
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS == 1 ? 2 : 1) rowwise(const __grid_constant__ Rowwise p) {
-  extern __shared__ unsigned memory[];   // RANK: TOKENS tokens of bf16, then WARPS x 128 floats
+  // Two rounds of planes [BITS][UNITS][TOKENS][4]; with RANK, TOKENS tokens of bf16 and WARPS x 128 floats as well.
+  extern __shared__ unsigned memory[];
+  unsigned* rotated = memory + 2 * BITS * UNITS * TOKENS * 4;
   __shared__ float scratch[3][WARPS];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
   const int block = warp % BLOCKS, own = warp / BLOCKS;  // of the columns of Y, of the tokens of this round
@@ -134,9 +136,12 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS == 1 ? 2 : 1) ro
   const bool last_real = 8 * (OUT - 1) + g < R;  // rows past R exist in the last group only
 
   const int begin = blockIdx.x * p.tokens_per_block, end = min(p.m, begin + p.tokens_per_block);
-  for (int base = begin; base < end; base += TOKENS) {
+  for (int base = begin, round = 0; base < end; base += TOKENS, round ^= 1) {
     const int token = min(base + own, end - 1);  // spare warps of the last round repeat its last token
     const bool store = base + own < end;
+    // Or the compiler takes every single sign out of the loop and spills them.
+#pragma unroll
+    for (int i = 0; i < BLOCKS * ((SLOTS + 7) / 8); i++) asm volatile("" : "+r"((&negate[0][0])[i]));
     const uint2* x = p.x + (long long)token * (N / 4) + (t * C) / 4 + g;
     auto at = [](int from, int slot) { return (4 * slot * C + 32 * from) / 4; };
     auto there = [&](int slot) { return slot < SLOTS && 4 * slot + t < R; };
@@ -252,18 +257,18 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS == 1 ? 2 : 1) ro
 #pragma unroll
       for (int s = 0; s < OUT; s++)
         if (s < OUT - 1 || last_real)
-          *(uint4*)(memory + own * STRIDE + ((8 * s + g) * C + 32 * block + 8 * t) / 2) =
+          *(uint4*)(rotated + own * STRIDE + ((8 * s + g) * C + 32 * block + 8 * t) / 2) =
               make_uint4(bf16_pair(y[s][0] * f, y[s][1] * f), bf16_pair(y[s][2] * f, y[s][3] * f),
                          bf16_pair(y[s][4] * f, y[s][5] * f), bf16_pair(y[s][6] * f, y[s][7] * f));
       __syncthreads();
       float low[4] = {};                 // rank g or g + 8, token 2 t or 2 t + 1
-      const unsigned* b = memory + g % TOKENS * STRIDE + t;
+      const unsigned* b = rotated + g % TOKENS * STRIDE + t;
 #pragma unroll 3
       for (int tile = warp; tile < N / 16; tile += WARPS) {
         const uint4 a = p.down[tile * 32 + lane];
         mma(low, {a.x, a.y, a.z, a.w}, b[tile * 8], b[tile * 8 + 4]);
       }
-      float* partial = (float*)(memory + TOKENS * STRIDE);
+      float* partial = (float*)(rotated + TOKENS * STRIDE);
 #pragma unroll
       for (int i = 0; i < 4; i++) partial[warp * 128 + (2 * t + i % 2) * 16 + g + i / 2 * 8] = low[i];
       __syncthreads();
@@ -290,6 +295,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS == 1 ? 2 : 1) ro
     total = token_sum(total, scratch[1], own, block);
     const float step = fmaxf(total / N * p.norm * p.cell, 1e-12f), to_cells = p.norm / step;
 
+    // The words of a plane go through shared memory: the tokens of a round lie next to each other in every unit.
+    unsigned* planes = memory + round * BITS * UNITS * TOKENS * 4;
     int codes = 0;
 #pragma unroll
     for (int s = 0; s < OUT; s++) {
@@ -307,8 +314,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS == 1 ? 2 : 1) ro
       codes += (((word & 0x0f0f0f0fu) + (word >> 4 & 0x0f0f0f0fu)) * 0x01010101u) >> 24;
       const unsigned plane = transpose_quad(nibbles_to_planes(word), t);
       const int index = (8 * s + g) * BLOCKS + block;
-      if (real && t < BITS && store)
-        p.planes[(((token >> 6) * BITS + t) * UNITS + (index >> 2)) * 256 + (token & 63) * 4 + (index & 3)] = plane;
+      if (real && t < BITS) planes[((t * UNITS + (index >> 2)) * TOKENS + own) * 4 + (index & 3)] = plane;
     }
     const float all_codes = token_sum((float)codes, scratch[2], own, block);
     if (lane == 0 && block == 0 && store) {
@@ -316,5 +322,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS == 1 ? 2 : 1) ro
       p.step[token] = step;
       if (CENTER) p.offset[token] = centre * p.norm;
     }
+    __syncthreads();
+    uint4* to = p.planes + (base >> 6) * (BITS * UNITS * 64) + (base & 63);
+    for (int i = threadIdx.x; i < BITS * UNITS * TOKENS; i += 32 * WARPS)
+      if (base + i % TOKENS < end) to[i / TOKENS * 64 + i % TOKENS] = ((const uint4*)planes)[i];
   }
 }

@@ -1,0 +1,111 @@
+"""From a sensitivity profile to the bits of every layer: AMPN's choice, and what it gives up at each cost."""
+
+from collections import defaultdict
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import model_validator
+
+from robuq_bench.allocate.costs import LatencyTable, Linear, costs
+from robuq_bench.allocate.dp import front
+from robuq_bench.config.base import Model
+from robuq_bench.config.recipe import Variant
+from robuq_bench.errors import BenchError
+from robuq_bench.models.dit import layer_type
+
+PAPER_AVERAGES = {
+    "W1.58A2": {"proj": 2.75, "qkv": 2.21, "fc1": 2.00, "fc2": 1.64},
+    "W1.58A3": {"proj": 3.89, "qkv": 2.96, "fc1": 3.04, "fc2": 2.31},
+}
+"""Average bits by layer type that the paper reports for DiT-XL/2 (third-party notes, paper-facts 1.6)."""
+
+
+class Profile(Model):
+    """`profile.json`. Rows of `loss` and `mse` are `layers`, columns `candidates`; see `profile.Sensitivity`.
+
+    shapes: (outputs, inputs) of each layer; macs: per image; fixed: bits of the layers that are not allocated.
+    A run that diverged has a reason and nothing measured.
+    """
+
+    status: Literal["ok", "diverged"] = "ok"
+    reason: str = ""
+    recipe: str
+    variant: str
+    steps: int
+    layers: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    shapes: tuple[tuple[int, int], ...] = ()
+    tokens: int = 0
+    macs: tuple[int, ...] = ()
+    fixed: dict[str, int] = {}
+    candidates: tuple[int, ...] = ()
+    loss: tuple[tuple[float, ...], ...] = ()
+    mse: tuple[tuple[float, ...], ...] = ()
+    base_loss: float | None = None
+    images: int = 0
+    provenance: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> "Profile":
+        for name in ("loss", "mse"):
+            rows = getattr(self, name)
+            if len(rows) != len(self.layers) or any(len(row) != len(self.candidates) for row in rows):
+                raise ValueError(f"{name}: needs a row for each layer and a column for each candidate")
+        if len(self.shapes) != len(self.layers):
+            raise ValueError("shapes: needs one for each layer")
+        return self
+
+
+def allocate(profile: Profile, variant: Variant, table: LatencyTable | None = None) -> dict[str, Any]:
+    """What `bits.json` holds, but for provenance: the bits of least summed sensitivity within the variant's budget.
+
+    Raises BenchError when a candidate was not profiled, or no allocation meets the budget.
+    """
+    plan = variant.method.allocation
+    if missing := set(plan.candidates) - set(profile.candidates):
+        raise BenchError(
+            f"the profile holds widths {list(profile.candidates)} and lacks {sorted(missing)}; profile this recipe again"
+        )
+    columns = [profile.candidates.index(bits) for bits in plan.candidates]
+    linears = [
+        Linear(name, n, k, profile.tokens) for name, (n, k) in zip(profile.layers, profile.shapes, strict=True)
+    ]
+    priced = costs(linears, variant, table)
+    curve = front(priced.values, np.array(getattr(profile, plan.sensitivity))[:, columns])
+    point = curve.best(priced.budget)
+    widths = [plan.candidates[column] for column in curve.choice(point)]
+    return {
+        "cost": plan.cost,
+        "unit": priced.unit,
+        "sensitivity": plan.sensitivity,
+        "bits": dict(zip(profile.layers, widths, strict=True)) | profile.fixed,
+        "budget": priced.budget,
+        "achieved": int(curve.cost[point]),
+        "predicted_loss_increase": predicted(profile, widths),
+        "predicted_loss_increase_uniform": _uniform(profile, variant.activation_bits),
+        "averages": averages(linears, widths),
+        "weighted_average": float(np.average(widths, weights=[linear.macs for linear in linears])),
+        "paper_averages": PAPER_AVERAGES.get(variant.name),
+        "pareto": [
+            {"cost": int(cost), "loss": float(loss)} for cost, loss in zip(curve.cost, curve.loss, strict=True)
+        ],
+    }
+
+
+def predicted(profile: Profile, widths: list[int]) -> float:
+    """Sum of the profiled loss rises when each layer has its width of `widths`."""
+    rows = zip(profile.loss, widths, strict=True)
+    return sum(row[profile.candidates.index(bits)] for row, bits in rows)
+
+
+def averages(linears: list[Linear], widths: list[int]) -> dict[str, float]:
+    """Plain mean of the bits by layer type."""
+    groups = defaultdict(list)
+    for linear, bits in zip(linears, widths, strict=True):
+        groups[layer_type(linear.name)].append(bits)
+    return {name: fmean(bits) for name, bits in groups.items()}
+
+
+def _uniform(profile: Profile, bits: int) -> float | None:
+    return predicted(profile, [bits] * len(profile.layers)) if bits in profile.candidates else None

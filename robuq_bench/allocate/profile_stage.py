@@ -1,0 +1,111 @@
+"""Measure how much each layer minds each activation width, after some QAT steps at the largest one."""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robuq_bench import provenance
+from robuq_bench.allocate.allocation import Profile
+from robuq_bench.allocate.profile import Sensitivity, sensitivity, shapes
+from robuq_bench.allocate.stage import allocating
+from robuq_bench.config.preset import Preset, load_preset
+from robuq_bench.config.recipe import Variant
+from robuq_bench.data import ImageSet
+from robuq_bench.devices import describe, use
+from robuq_bench.errors import Diverged
+from robuq_bench.files import write_json
+from robuq_bench.models.dit import layer_type
+from robuq_bench.progress import Bar
+from robuq_bench.seeds import seed
+from robuq_bench.train.images import images
+from robuq_bench.train.loop import train
+from robuq_bench.train.objective import Batch, draw, to_signal
+from robuq_bench.train.stage import prepare
+from robuq_bench.train.state import State
+
+EXAMPLE = """robuq-bench profile --preset quick --recipe robuq --variant W1.58A2 --start fp.safetensors \\
+    --profile profile.json"""
+BATCHES, BATCH = 4, 128
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", required=True, help="name in config/, or a path")
+    parser.add_argument("--set", default="", metavar="K=V,...", help="overrides of the preset")
+    parser.add_argument("--recipe", required=True, help="with overrides: robuq,allocation.profile_steps=0")
+    parser.add_argument("--variant", required=True, help="such as W1.58A2")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, required=True, help="full-precision checkpoint that QAT starts from")
+    parser.add_argument("--profile", type=Path, required=True, help="JSON to write")
+    parser.add_argument("--record-divergence", action="store_true", help="write a profile marked 'diverged' and exit 0")
+
+
+def run(args: argparse.Namespace) -> None:
+    preset, variant = load_preset(args.preset, args.set), allocating(args.recipe, args.variant)
+    device = use(preset.device, preset.qat.threads)
+    record: dict[str, Any] = {
+        "recipe": args.recipe,
+        "variant": args.variant,
+        "steps": variant.method.allocation.profile_steps,
+    }
+    try:
+        record |= measured(preset, variant, args.seed, args.start, device)
+    except Diverged as error:
+        if not args.record_divergence:
+            raise
+        record |= {"status": "diverged", "reason": str(error)}
+    facts = {"preset": args.preset, "seed": args.seed}
+    profile = Profile(**record, provenance=provenance.collect(describe(device), **facts))
+    write_json(args.profile, profile.model_dump(mode="json"))
+
+
+def measured(preset: Preset, variant: Variant, run_seed: int, start: Path, device: str) -> dict[str, Any]:
+    """The measured fields of `Profile`. Raises Diverged when training or a profiled loss is not finite."""
+    plan = variant.method.allocation
+    train_set, _ = images(preset)
+    at_largest = variant.model_copy(update={"activation_bits": max(plan.candidates)})
+    model, bits = prepare(preset, at_largest, train_set, run_seed, start)
+    model.to(device)
+    label = f"profile {variant.recipe} {variant.name} seed {run_seed}"
+    if plan.profile_steps:
+        schedule = preset.qat.model_copy(update={"steps": plan.profile_steps, "save_every": plan.profile_steps})
+        signal, labels = to_signal(train_set.images), torch.from_numpy(train_set.labels)
+        with tempfile.TemporaryDirectory() as unused:  # so short that it starts again when it is interrupted
+            state = State(unused, label)
+            outcome = train(model, signal, labels, len(train_set.classes), schedule, run_seed, state, label, device)
+        model.load_state_dict(outcome.weights, strict=False)
+    model.eval()
+    linears = shapes(model, (preset.data.size // preset.model.patch) ** 2)
+    with Bar(label, len(linears) * len(plan.candidates)) as bar:
+        batches = [batch.to(device) for batch in probes(train_set, preset.qat.label_dropout)]
+        found = sensitivity(model, batches, plan.candidates, bar.advance)
+    _check_finite(found, label)
+    return {
+        "layers": [linear.name for linear in linears],
+        "types": [layer_type(linear.name) for linear in linears],
+        "shapes": [(linear.n, linear.k) for linear in linears],
+        "tokens": linears[0].tokens,
+        "macs": [linear.macs for linear in linears],
+        "fixed": {name: width for name, width in bits.items() if layer_type(name) == "adaln"},
+        "candidates": plan.candidates,
+        "loss": found.loss.tolist(),
+        "mse": found.mse.tolist(),
+        "base_loss": found.base_loss,
+        "images": BATCHES * BATCH,
+    }
+
+
+def probes(train_set: ImageSet, label_dropout: float) -> Iterator[Batch]:
+    """The batches every width is measured on: training images with fixed noise and times, whatever the run's seed."""
+    signal, labels = to_signal(train_set.images), torch.from_numpy(train_set.labels)
+    for index in range(BATCHES):
+        yield draw(signal, labels, BATCH, len(train_set.classes), label_dropout, seed("profile", index))
+
+
+def _check_finite(found: Sensitivity, label: str) -> None:
+    if not (np.isfinite(found.loss).all() and np.isfinite(found.mse).all() and np.isfinite(found.base_loss)):
+        raise Diverged(f"{label}: a profiled loss is not finite; lower the learning rate and run again")

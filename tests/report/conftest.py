@@ -1,0 +1,170 @@
+"""A pretend benchmark in a temporary folder: recipes, a preset, and the files that the other stages would have written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from robuq_bench.cli import main
+from robuq_bench.config.preset import DiT
+from robuq_bench.config.recipe import load_variant
+from robuq_bench.files import read_json, sha256_file, write_json
+from robuq_bench.models import checkpoint
+from robuq_bench.models.dit import Shape
+from robuq_bench.sample import archive
+
+PROVENANCE = {
+    "version": "0.1.0",
+    "commit": "0123456789abcdef0123456789abcdef01234567",
+    "dirty": False,
+    "python": "3.11.7",
+    "packages": {"torch": "2.14.1", "numpy": None},
+    "machine": {"processor": "Pretend", "cores": 2, "system": "Linux"},
+    "device": "cpu",
+    "command": "robuq-bench train --preset tiny",
+    "time": "2026-01-02T03:04:05+00:00",
+}
+PRESET = {
+    "title": "Pretend 8x8",
+    "device": "cpu",
+    "threads": 1,
+    "data": {"source": "folder", "path": "absent", "size": 8, "held_out": 8},
+    "model": {"width": 8, "depth": 1, "heads": 1, "patch": 2},
+    "train": {"steps": 6, "batch": 2, "threads": 1, "lr": 0.1, "warmup": 1, "ema": 0.9, "save_every": 2},
+    "qat": {"steps": 4, "batch": 2, "threads": 1, "lr": 0.1, "warmup": 1, "ema": 0.9, "save_every": 2},
+    "sample": {"n": 8, "steps": 5, "guidance": 1.5, "lane": 4},
+    "evaluate": {"extractor": "Pixels"},
+    "latency": {"batch": 4, "repeats": 3},
+    "seeds": [0],
+    "rows": ["full/W32A32", "alpha/W1.58A2", "beta/W1.58A2"],
+}
+QUANTISERS = {
+    "weight": {"format": "ternary", "granularity": "channel", "scale": "absmean"},
+    "activation": {"format": "midrise", "granularity": "token", "scale": "rms"},
+}
+VARIANTS = {"W1.58A2": {}, "W1.58A4": {}}
+SOURCE = "a figure"
+
+
+class Lab:
+    """Writes recipes and runs; calls the real command line. Paths are relative to its folder."""
+
+    def __init__(self, root: Path):
+        self.root, self.results = root, root / "results"
+        self.preset()
+        self.recipe("full", title="Full precision", training="none", variants={"W32A32": {}})
+        self.recipe("alpha", title="Alpha", paper=[self.quoted(200.0)])
+        self.recipe("beta", title="Beta", paper=[self.quoted(20.5)])
+        write_json(
+            self.results / "reference/floor.json", {"scores": scores(FD=1.0), "data": "d", "provenance": PROVENANCE}
+        )
+
+    @staticmethod
+    def quoted(value: float) -> dict:
+        return {"variant": "W1.58A2", "metric": "IS", "value": value, "setting": "elsewhere", "source": SOURCE}
+
+    def preset(self, **changes) -> None:
+        (self.root / "config").mkdir(exist_ok=True)
+        (self.root / "config/tiny.yaml").write_text(yaml.safe_dump(PRESET | changes))
+
+    def recipe(self, name: str, **fields) -> None:
+        quantised = fields.get("training", "qat") == "qat"
+        fields = {
+            "training": "qat",
+            "citation": f"{name}, 2026",
+            "assumptions": ["none"],
+            "variants": VARIANTS,
+        } | fields
+        (self.root / "baselines").mkdir(exist_ok=True)
+        recipe = (QUANTISERS if quantised else {}) | fields
+        (self.root / f"baselines/{name}.yaml").write_text(yaml.safe_dump(recipe))
+
+    def folder(self, row: str, seed: int = 0) -> Path:
+        return self.results / row / f"seed{seed}"
+
+    def run(self, row: str, seed: int = 0, diverged: str = "", images=None, losses=(3.0, 2.0, 1.0), **figures) -> None:
+        """Files of one run; `figures`: scores to change, `loss`, `ms`."""
+        folder = self.folder(row, seed)
+        recipe, name = row.rsplit("/", 1)
+        variant = load_variant(recipe, name)
+        stage = {"status": "diverged" if diverged else "ok", "reason": diverged, "provenance": PROVENANCE}
+        loss, ms = figures.pop("loss", 0.25), figures.pop("ms", 12.5)
+        size = figures.pop("floats", 2048)
+        card = checkpoint.Card(
+            kind="packed", preset="tiny", variant=variant, seed=seed, model=DiT(**PRESET["model"]),
+            shape=Shape(8, 1, 2), bits={"0.qkv": variant.activation_bits}, status=stage["status"],
+            reason=diverged, facts={}, provenance=PROVENANCE,
+        )  # fmt: skip
+        tensors = {} if diverged else {"w": torch.full((size,), float(seed))}
+        checkpoint.save(folder / "packed.safetensors", tensors, card)
+        packed = sha256_file(folder / "packed.safetensors")
+        held_out = {} if diverged else {"held_out_loss": loss, "trivial_loss": 1.7}
+        write_json(folder / "train.json", stage | {"losses": list(losses), "plan": {}} | held_out)
+        metrics = {"scores": None if diverged else scores(**figures), "protocol": sampling(), "packed": packed}
+        write_json(folder / "metrics.json", stage | metrics | {"sampled": PROVENANCE})
+        timed = {"label": "simulated", "median_ms": ms, "p20_ms": 1.0, "p80_ms": 30.0, "batch": 4, "repeats": 3}
+        measured = {"size": {"bytes": (folder / "packed.safetensors").stat().st_size, "label": "packed"}}
+        latency = None if diverged else timed | {"device": "cpu"}
+        write_json(folder / "measure.json", stage | measured | {"latency": latency, "packed": packed})
+        images = np.full((8, 8, 8, 1), 10 * seed, np.uint8) if images is None else images
+        labels = np.arange(len(images)) % 2
+        if diverged:
+            images, labels = images[:0], labels[:0]
+        archive.save(folder / "samples.npz", archive.Samples(images, labels, stage | {"packed": packed}))
+
+    def change(self, path: str, **fields) -> None:
+        """Replace keys of a JSON file below results/; a dotted key goes one level down."""
+        record = read_json(self.results / path)
+        for key, value in fields.items():
+            head, _, rest = key.partition("__")
+            if rest:
+                record[head][rest] = value
+            else:
+                record[head] = value
+        (self.results / path).write_text(json.dumps(record))
+
+    def table(self, *more: str) -> int:
+        return main(["table", "--preset", "tiny", "--results", "results", "--out", "results/table", *more])
+
+    def report(self, *more: str) -> int:
+        paths = ["--results", "results", "--table", "results/table.json", "--out", "reports/index.html"]
+        return main(["report", "--preset", "tiny", *paths, *more])
+
+    def text(self, suffix: str) -> str:
+        return (self.root / f"results/table{suffix}").read_text()
+
+    def page(self) -> str:
+        assert self.table() == 0
+        assert self.report() == 0
+        return (self.root / "reports/index.html").read_text()
+
+
+def sampling() -> dict:
+    return {"scheduler": "flow_euler", **PRESET["sample"]}
+
+
+def scores(**changes) -> dict:
+    base = {"FD": 2.0, "sFD": 4.0, "IS": 3.0, "KID": 0.001, "KID_se": 0.0001, "precision": 0.5, "recall": 0.25}
+    facts = {
+        "n": 8,
+        "n_reference": 100,
+        "n_neighbours": 8,
+        "extractor": "Pixels",
+        "digest": "abcdef012345",
+        "protocol": "p",
+    }
+    return base | facts | changes
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch) -> Lab:
+    """Three rows, one seed, Alpha better than Beta."""
+    monkeypatch.chdir(tmp_path)
+    lab = Lab(tmp_path)
+    lab.run("full/W32A32", FD=1.5, IS=5.0, loss=0.2, floats=32768)
+    lab.run("alpha/W1.58A2", FD=2.25, IS=4.0)
+    lab.run("beta/W1.58A2", FD=4.5, KID=-0.00001, loss=0.5)
+    return lab
