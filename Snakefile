@@ -1,1 +1,1 @@
-include: "workflows/Snakefile"
+workflow.include("workflows/Snakefile", overwrite_default_target=True)

@@ -6,10 +6,12 @@ import logging
 import sys
 from pathlib import Path
 
-from robuq_bench import __version__
+from robuq_bench import __version__, provenance  # noqa: F401 (its clock starts here)
 from robuq_bench.errors import BenchError
 
 VERBS = {
+    "profile": "robuq_bench.allocate.profile_stage",
+    "allocate": "robuq_bench.allocate.stage",
     "train": "robuq_bench.train.stage",
     "export": "robuq_bench.engine.export",
     "sample": "robuq_bench.sample.stage",
@@ -17,6 +19,7 @@ VERBS = {
     "evaluate": "robuq_bench.metrics.stage",
     "measure": "robuq_bench.measure.stage",
     "probe": "robuq_bench.measure.probe",
+    "step-cost": "robuq_bench.measure.step_cost",
     "table": "robuq_bench.report.table_stage",
     "ablate": "robuq_bench.report.ablation_stage",
     "report": "robuq_bench.report.stage",
@@ -24,6 +27,8 @@ VERBS = {
 """Verb -> module with a docstring (the help), EXAMPLE, arguments(parser) and run(args)."""
 
 SUMMARY = {
+    "profile": "measure how much each layer minds each activation width, after some QAT steps",
+    "allocate": "choose the activation bits of each layer from a profile, within the budget",
     "train": "train a row: full precision, or QAT from a checkpoint",
     "export": "pack a trained model into one small file",
     "sample": "draw images from a packed model",
@@ -31,6 +36,7 @@ SUMMARY = {
     "evaluate": "score generated images",
     "measure": "size and latency of a packed model",
     "probe": "error of activation quantisers on a trained model, without training",
+    "step-cost": "what fake quantisation costs in training, per recipe",
     "table": "collect rows into the table (CSV, Markdown, LaTeX, JSON)",
     "ablate": "collect the rows of an ablation",
     "report": "build the HTML page",

@@ -1,4 +1,4 @@
-"""Where a number came from: code, versions, device, command (design invariant 6), and digests of the code of a stage."""
+"""Where a number came from: code, versions, device, command (design invariant 6); and digests of a stage's code."""
 
 import ast
 import functools
@@ -8,15 +8,19 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from robuq_bench import __version__
 from robuq_bench.errors import BenchError
 
+STARTED = time.monotonic()
+"""When this process began, as near as an import can tell: a stage's wall time counts from here."""
 PACKAGE = Path(__file__).parent
 RECORDED = ("torch", "diffusers", "numpy", "scipy", "torch-fidelity", "snakemake")
-REQUIRED = ("version", "commit", "dirty", "python", "packages", "machine", "device", "command", "time")
+REQUIRED = ("version", "commit", "dirty", "python", "packages", "machine", "device", "command", "time", "seconds")
 
 
 def _git(*arguments: str) -> str | None:
@@ -52,7 +56,7 @@ def collect(device: str = "cpu", **facts: Any) -> dict[str, Any]:
     """
     status = _git("status", "--porcelain", "--untracked-files=no")
     return {
-        "version": importlib.metadata.version("robuq-bench"),
+        "version": __version__,
         "commit": _git("rev-parse", "HEAD") or "not a git checkout",
         "dirty": None if status is None else bool(status),
         "python": platform.python_version(),
@@ -61,6 +65,7 @@ def collect(device: str = "cpu", **facts: Any) -> dict[str, Any]:
         "device": device,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - STARTED, 1),
         **facts,
     }
 
@@ -75,12 +80,14 @@ def check(record: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def code_digest(module: str) -> str:
-    """SHA-256 (first 16 digits) over `module` and every module of this package it imports, directly or not.
+    """SHA-256 (first 16 digits) over `module`, every module of this package it imports, directly or not, and the
+    other files (templates, kernels, packaged data) in the folders of those modules.
 
     Used as a Snakemake param, so that editing a module re-runs the stages that use it and no others.
     """
     digest = hashlib.sha256()
-    for path in sorted(_reachable(module)):
+    modules = _reachable(module)
+    for path in sorted(modules | {file for folder in {m.parent for m in modules} for file in _data(folder)}):
         digest.update(str(path.relative_to(PACKAGE)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -94,6 +101,14 @@ def _reachable(module: str) -> set[Path]:
             seen.add(path)
             todo += _imports(path)
     return seen
+
+
+@functools.cache
+def _data(folder: Path) -> tuple[Path, ...]:
+    """Files of a room that are not Python; those of the package's root folder belong to no stage."""
+    if folder == PACKAGE:
+        return ()
+    return tuple(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".py" and p.parent.name != "__pycache__")
 
 
 def _path(module: str) -> Path | None:

@@ -1,18 +1,18 @@
 """From a sensitivity profile to the bits of every layer: AMPN's choice, and what it gives up at each cost."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from robuq_bench.allocate.costs import LatencyTable, Linear, costs
 from robuq_bench.allocate.dp import front
 from robuq_bench.config.base import Model
 from robuq_bench.config.recipe import Variant
 from robuq_bench.errors import BenchError
-from robuq_bench.models.dit import layer_type
 
 PAPER_AVERAGES = {
     "W1.58A2": {"proj": 2.75, "qkv": 2.21, "fc1": 2.00, "fc2": 1.64},
@@ -38,7 +38,7 @@ class Profile(Model):
     shapes: tuple[tuple[int, int], ...] = ()
     tokens: int = 0
     macs: tuple[int, ...] = ()
-    fixed: dict[str, int] = {}
+    fixed: dict[str, int] = Field({})
     candidates: tuple[int, ...] = ()
     loss: tuple[tuple[float, ...], ...] = ()
     mse: tuple[tuple[float, ...], ...] = ()
@@ -52,8 +52,8 @@ class Profile(Model):
             rows = getattr(self, name)
             if len(rows) != len(self.layers) or any(len(row) != len(self.candidates) for row in rows):
                 raise ValueError(f"{name}: needs a row for each layer and a column for each candidate")
-        if len(self.shapes) != len(self.layers):
-            raise ValueError("shapes: needs one for each layer")
+        if not len(self.layers) == len(self.types) == len(self.shapes):
+            raise ValueError("layers, types and shapes: need one entry for each layer")
         return self
 
 
@@ -65,12 +65,10 @@ def allocate(profile: Profile, variant: Variant, table: LatencyTable | None = No
     plan = variant.method.allocation
     if missing := set(plan.candidates) - set(profile.candidates):
         raise BenchError(
-            f"the profile holds widths {list(profile.candidates)} and lacks {sorted(missing)}; profile this recipe again"
+            f"the profile has widths {list(profile.candidates)} and lacks {sorted(missing)}; profile this recipe again"
         )
     columns = [profile.candidates.index(bits) for bits in plan.candidates]
-    linears = [
-        Linear(name, n, k, profile.tokens) for name, (n, k) in zip(profile.layers, profile.shapes, strict=True)
-    ]
+    linears = [Linear(name, n, k, profile.tokens) for name, (n, k) in zip(profile.layers, profile.shapes, strict=True)]
     priced = costs(linears, variant, table)
     curve = front(priced.values, np.array(getattr(profile, plan.sensitivity))[:, columns])
     point = curve.best(priced.budget)
@@ -84,27 +82,25 @@ def allocate(profile: Profile, variant: Variant, table: LatencyTable | None = No
         "achieved": int(curve.cost[point]),
         "predicted_loss_increase": predicted(profile, widths),
         "predicted_loss_increase_uniform": _uniform(profile, variant.activation_bits),
-        "averages": averages(linears, widths),
+        "averages": averages(profile.types, widths),
         "weighted_average": float(np.average(widths, weights=[linear.macs for linear in linears])),
         "paper_averages": PAPER_AVERAGES.get(variant.name),
-        "pareto": [
-            {"cost": int(cost), "loss": float(loss)} for cost, loss in zip(curve.cost, curve.loss, strict=True)
-        ],
+        "pareto": [{"cost": int(cost), "loss": float(loss)} for cost, loss in zip(curve.cost, curve.loss, strict=True)],
     }
 
 
-def predicted(profile: Profile, widths: list[int]) -> float:
+def predicted(profile: Profile, widths: Sequence[int]) -> float:
     """Sum of the profiled loss rises when each layer has its width of `widths`."""
     rows = zip(profile.loss, widths, strict=True)
     return sum(row[profile.candidates.index(bits)] for row, bits in rows)
 
 
-def averages(linears: list[Linear], widths: list[int]) -> dict[str, float]:
+def averages(types: Sequence[str], widths: Sequence[int]) -> dict[str, float]:
     """Plain mean of the bits by layer type."""
     groups = defaultdict(list)
-    for linear, bits in zip(linears, widths, strict=True):
-        groups[layer_type(linear.name)].append(bits)
-    return {name: fmean(bits) for name, bits in groups.items()}
+    for kind, bits in zip(types, widths, strict=True):
+        groups[kind].append(bits)
+    return {kind: fmean(bits) for kind, bits in groups.items()}
 
 
 def _uniform(profile: Profile, bits: int) -> float | None:

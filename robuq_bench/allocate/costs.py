@@ -1,10 +1,12 @@
 """What a bit of activation costs in each layer: four integer cost models over the block linears."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -14,8 +16,9 @@ from robuq_bench.config.recipe import Variant
 from robuq_bench.errors import BenchError
 from robuq_bench.files import read_json
 
-LATENCY_TABLE = Path("results/reference/engine/gemm.json")
-LATENCY_TARGET = "snakemake engine_kernels"
+LATENCY_TABLE = Path("results/reference/engine/kernels.json")
+LATENCY_MAKER = "python -m robuq_bench.engine.benchmark --out results/reference/engine"
+KERNEL = re.compile(r"W1\.58A(\d)")
 TERNARY_PLANES = 2
 
 
@@ -34,21 +37,30 @@ class Linear:
         return self.n * self.k * self.tokens
 
 
-class Timing(Model):
-    """One product [m, k] x [k, n] with `bits`-bit activations; median time in microseconds."""
+class Timing(Model, extra="ignore"):
+    """One kernel; a matrix product is [m, k] x [k, n]. us: median microseconds."""
 
-    n: int
-    k: int
+    kernel: str
     m: int
-    bits: int
-    median_us: float = Field(gt=0, allow_inf_nan=False)
+    k: int
+    n: int | None = None
+    us: float = Field(gt=0, allow_inf_nan=False)
 
 
 class LatencyTable(Model, extra="ignore"):
-    """What the engine's benchmark measured on one device."""
+    """`kernels.json`: what the engine's benchmark measured on one device."""
 
-    device: str
-    rows: tuple[Timing, ...] = Field(min_length=1)
+    rows: tuple[Timing, ...]
+    provenance: dict[str, Any]
+
+    @property
+    def device(self) -> str:
+        return self.provenance.get("device", "an unnamed device")
+
+    def products(self) -> dict[tuple[int, int, int, int], int]:
+        """(n, k, activation bits, m) -> nanoseconds of each product of ternary weights without a fused epilogue."""
+        found = ((row, KERNEL.fullmatch(row.kernel)) for row in self.rows)
+        return {(row.n, row.k, int(match[1]), row.m): round(row.us * 1000) for row, match in found if match}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,14 +116,14 @@ def _latency(linears: Sequence[Linear], variant: Variant, table: LatencyTable) -
     """Measured time of each layer's product in whole nanoseconds, at the largest m that the table has for all."""
     widths = {*variant.method.allocation.candidates, variant.activation_bits}
     needed = {(linear.n, linear.k, bits) for linear in linears for bits in widths}
-    found = {(row.n, row.k, row.bits, row.m): round(row.median_us * 1000) for row in table.rows}
+    found = table.products()
     counts = Counter(m for n, k, bits, m in found if (n, k, bits) in needed)
     batch = max((m for m, count in counts.items() if count == len(needed)), default=None)
     if batch is None:
         n, k, bits = min(needed - {key[:3] for key in found}, default=min(needed))
         raise BenchError(
             f"the latency table of {table.device} has no m with every product of this model; among the missing: "
-            f"n {n}, k {k}, {bits} bits; measure its shapes (`{LATENCY_TARGET}`)"
+            f"n {n}, k {k}, {bits} bits; measure its shapes (`{LATENCY_MAKER}`)"
         )
     return lambda linear, bits: found[linear.n, linear.k, bits, batch], f"ns on {table.device} at m = {batch}"
 
@@ -125,8 +137,8 @@ MODELS: dict[str, Callable[..., tuple[Cost, str]]] = {
 
 
 def read_latency_table(name: str | None) -> LatencyTable:
-    """The engine's measurements. Raises BenchError naming the target that makes them when there are none."""
+    """The engine's measurements. Raises BenchError naming the command that makes them when there are none."""
     path = Path(name or LATENCY_TABLE)
     if not path.is_file():
-        raise BenchError(f"{path}: no latency table; `{LATENCY_TARGET}` measures one on a GPU")
+        raise BenchError(f"{path}: no latency table; on a GPU `{LATENCY_MAKER}` measures one")
     return build(LatencyTable, read_json(path), str(path))

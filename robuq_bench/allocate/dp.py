@@ -49,8 +49,8 @@ class Front:
 def front(cost: np.ndarray, loss: np.ndarray) -> Front:
     """The front of `cost` [layers, candidates] against `loss` [layers, candidates], both finite.
 
-    Whole-number costs are summed exactly; real ones are first rounded to 2^-52 of the largest total, so that their
-    sums are exact, too, and equal totals are equal. Raises BenchError beyond LIMIT undominated sums.
+    Whole-number costs are summed exactly. Real ones are first rounded to 2^-52 of the largest total, so that their
+    sums are exact, too, and depend on no order. Raises BenchError beyond LIMIT undominated sums.
     """
     cost, loss = np.asarray(cost, dtype=np.float64), np.asarray(loss, dtype=np.float64)
     if cost.ndim != 2 or not cost.size or cost.shape != loss.shape:

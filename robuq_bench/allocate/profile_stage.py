@@ -23,9 +23,8 @@ from robuq_bench.models.dit import layer_type
 from robuq_bench.progress import Bar
 from robuq_bench.seeds import seed
 from robuq_bench.train.images import images
-from robuq_bench.train.loop import train
 from robuq_bench.train.objective import Batch, draw, to_signal
-from robuq_bench.train.stage import prepare
+from robuq_bench.train.stage import fit, prepare
 from robuq_bench.train.state import State
 
 EXAMPLE = """robuq-bench profile --preset quick --recipe robuq --variant W1.58A2 --start fp.safetensors \\
@@ -73,10 +72,9 @@ def measured(preset: Preset, variant: Variant, run_seed: int, start: Path, devic
     label = f"profile {variant.recipe} {variant.name} seed {run_seed}"
     if plan.profile_steps:
         schedule = preset.qat.model_copy(update={"steps": plan.profile_steps, "save_every": plan.profile_steps})
-        signal, labels = to_signal(train_set.images), torch.from_numpy(train_set.labels)
         with tempfile.TemporaryDirectory() as unused:  # so short that it starts again when it is interrupted
             state = State(unused, label)
-            outcome = train(model, signal, labels, len(train_set.classes), schedule, run_seed, state, label, device)
+            outcome = fit(model, preset, variant, schedule, train_set, run_seed, start, state, label, device)
         model.load_state_dict(outcome.weights, strict=False)
     model.eval()
     linears = shapes(model, (preset.data.size // preset.model.patch) ** 2)

@@ -44,5 +44,5 @@ def allocating(recipe: str, name: str) -> Variant:
     """The variant, which must allocate. Raises BenchError when it has uniform bits."""
     variant = load_variant(recipe, name)
     if variant.method.allocation is None:
-        raise BenchError(f"recipe '{recipe}' at {name} has uniform bits (allocation: null); there is nothing to allocate")
+        raise BenchError(f"recipe '{recipe}' at {name} has uniform bits (allocation: null): nothing to allocate")
     return variant

@@ -7,11 +7,11 @@ from pydantic import Field
 from robuq_bench.config.base import Model, build, read_yaml
 from robuq_bench.errors import BenchError, unknown
 
-PATH = Path("config/ablations.yaml")
+PATH = Path("workflows/ablations.yaml")
 
 
 class Ablation(Model):
-    """`settings`: label -> recipe expression. Each runs at every variant; the first is what the others stand against."""
+    """`settings`: label -> recipe expression, each run at every variant; the first is what the others stand against."""
 
     title: str
     question: str

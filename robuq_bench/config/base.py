@@ -1,5 +1,6 @@
 """What recipes and presets share: strict models, one-line validation errors, dotted overrides."""
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from robuq_bench.errors import BenchError, unknown
 class Model(BaseModel):
     """A frozen block of configuration that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 M = TypeVar("M", bound=Model)
@@ -65,9 +66,9 @@ def override(value: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]
 
 
 def parse_overrides(text: str, where: str) -> dict[str, Any]:
-    """Parse "a.b=1,c=x" with YAML scalars as values. Raises BenchError on an item without '='."""
+    """Parse "a.b=1,c=[2,3]" with YAML values. Raises BenchError on an item without '='."""
     overrides = {}
-    for item in filter(None, text.split(",")):
+    for item in filter(None, re.split(r",(?![^\[]*\])", text)):
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise BenchError(f"{where}: '{item}' is not key=value")
@@ -94,7 +95,7 @@ def _keys(model: type[BaseModel], location: tuple) -> list[str]:
     prefix = ""
     for part in location[:-1]:
         field = model.model_fields.get(part) if isinstance(part, str) else None
-        inner = [t for t in _types(field.annotation)] if field else []
+        inner = _types(field.annotation) if field else []
         if not inner:
             break
         model, prefix = inner[0], f"{prefix}{part}."

@@ -31,13 +31,11 @@ class Quantiser(Model):
     granularity: Literal["tensor", "channel", "token", "group"] = Field(
         description="what shares one scale; group: 64 neighbouring channels of a row or token"
     )
-    scale: Literal[
-        "mean_abs", "rms", "absmax", "absmean", "minmax", "conditional_mean", "least_squares", "learned"
-    ] = Field(description="how the scale is found from the values; learned: calibrated, then trained")
-    buckets: int = Field(1, gt=0, description="scale learned: intervals of time with a range of their own")
-    threshold: float = Field(
-        0.5, gt=0, description="scale conditional_mean: ternary zero below this share of mean|w|"
+    scale: Literal["mean_abs", "rms", "absmax", "absmean", "minmax", "conditional_mean", "least_squares", "learned"] = (
+        Field(description="how the scale is found from the values; learned: calibrated, then trained")
     )
+    buckets: int = Field(1, gt=0, description="scale learned: intervals of time with a range of their own")
+    threshold: float = Field(0.5, gt=0, description="scale conditional_mean: ternary zero below this share of mean|w|")
     centre: bool = Field(False, description="subtract the mean of each group first and add it back")
     step: Literal["own", "midrise"] = Field(
         "own",
@@ -167,7 +165,7 @@ class Recipe(Model):
     smoothing: Smoothing | None = None
     adaln: AdaLN | None = None
     allocation: Allocation | None = Field(None, description="bits per layer; null: the variant's bits in all")
-    attention_bits: Literal[8] | None = Field(None, description="bits of the QK^T and PV operands; null: full precision")
+    attention_bits: Literal[8] | None = Field(None, description="operands of QK^T and PV; null: full precision")
     loss: Literal["flow", "distil"] = Field("flow", description="distil: match the full-precision model's output")
     phases: tuple[Phase, ...] = Field((), description="selective finetuning, in this order; empty: train everything")
     deviates: str = Field("", description="how training differs from the other rows', printed beside the row")

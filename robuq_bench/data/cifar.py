@@ -63,9 +63,7 @@ def _from_pickles(folder: Path) -> ImageSet:
 
 def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     record = _unpickled(path)
-    data, labels = (
-        (record.get(key) for key in (b"data", b"labels")) if isinstance(record, dict) else (None, None)
-    )
+    data, labels = (record.get(key) for key in (b"data", b"labels")) if isinstance(record, dict) else (None, None)
     bytes_per_image = 3 * SIDE * SIDE
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (bytes_per_image,):
         raise BenchError(f"{path}: no uint8 array 'data' of {bytes_per_image} columns; fetch the file again")
@@ -78,9 +76,7 @@ def _unpickled(path: Path) -> Any:
     try:
         return _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except pickle.UnpicklingError as error:
-        raise BenchError(
-            f"{path}: not a CIFAR-10 batch ({error}); nothing in it was run; replace it"
-        ) from error
+        raise BenchError(f"{path}: not a CIFAR-10 batch ({error}); nothing in it was run; replace it") from error
     except Exception as error:  # damaged bytes raise nearly anything
         raise BenchError(f"{path}: damaged or truncated pickle; fetch the file again") from error
 
@@ -94,9 +90,7 @@ def _rows(path: Path) -> np.ndarray:
     """One image a row: [n, 32 * 32, 3] to [n, 32, 32, 3]."""
     array = pixels(path)
     if array.shape[1:] != (SIDE * SIDE, 3):
-        raise BenchError(
-            f"{path}: expected RGB {SIDE * SIDE} pixels wide, one image a row; fetch the file again"
-        )
+        raise BenchError(f"{path}: expected RGB {SIDE * SIDE} pixels wide, one image a row; fetch the file again")
     return array.reshape(-1, SIDE, SIDE, 3)
 
 

@@ -55,8 +55,7 @@ def read_packaged(folder: Path = PACKAGED) -> ImageSet:
 
 def _damaged(folder: Path) -> BenchError:
     return BenchError(
-        f"{folder / MOSAIC} or {LABELS}: not the packaged images (SHA-256 differs from {FACTS}); "
-        "reinstall robuq-bench"
+        f"{folder / MOSAIC} or {LABELS}: not the packaged images (SHA-256 differs from {FACTS}); reinstall robuq-bench"
     )
 
 

@@ -20,9 +20,7 @@ def read(path: Path) -> ImageSet:
     """
     folders = [p for p in _visible(path) if p.is_dir()]
     if not folders:
-        raise BenchError(
-            f"{path}: no subfolders; put the images of each class into a subfolder named after it"
-        )
+        raise BenchError(f"{path}: no subfolders; put the images of each class into a subfolder named after it")
     files = [(file, label) for label, folder in enumerate(folders) for file in _files(folder)]
     images = [_square(pixels(file)) for file, _ in files]
     for (file, _), image in zip(files, images, strict=True):

@@ -26,9 +26,7 @@ def read(path: Path, classes: tuple[str, ...] | None = None, splits: tuple[str, 
     images_path, labels_path = _find(path, splits)
     images, labels = read_array(images_path, 3), read_array(labels_path, 1).astype(np.int64)
     if len(images) != len(labels):
-        raise BenchError(
-            f"{labels_path}: {len(labels)} labels, but {images_path.name} has {len(images)} images"
-        )
+        raise BenchError(f"{labels_path}: {len(labels)} labels, but {images_path.name} has {len(images)} images")
     classes = classes or tuple(str(label) for label in range(labels.max() + 1))
     check_labels(labels, len(classes), labels_path)
     return ImageSet(images[..., None], labels, classes)
@@ -39,9 +37,7 @@ def read_array(path: Path, dimensions: int) -> np.ndarray:
     data = _contents(path)
     start = 4 + 4 * dimensions
     if len(data) < start or data[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
-        raise BenchError(
-            f"{path}: not an idx file of unsigned bytes in {dimensions} dimensions; replace the file"
-        )
+        raise BenchError(f"{path}: not an idx file of unsigned bytes in {dimensions} dimensions; replace the file")
     shape = tuple(int(length) for length in np.frombuffer(data, ">u4", dimensions, offset=4))
     expected, found = math.prod(shape), len(data) - start
     if found != expected:
@@ -65,16 +61,13 @@ def _find(path: Path, splits: tuple[str, ...]) -> tuple[Path, Path]:
     for split in splits:
         for folder in FOLDERS:
             images, labels = (
-                _one_of(path / folder / f"{split}-{name}")
-                for name in ("images-idx3-ubyte", "labels-idx1-ubyte")
+                _one_of(path / folder / f"{split}-{name}") for name in ("images-idx3-ubyte", "labels-idx1-ubyte")
             )
             if images and labels:
                 return images, labels
             if images or labels:
                 missing = "labels-idx1-ubyte" if images else "images-idx3-ubyte"
-                raise BenchError(
-                    f"{path / folder / f'{split}-{missing}'}[.gz]: missing; put it beside its pair"
-                )
+                raise BenchError(f"{path / folder / f'{split}-{missing}'}[.gz]: missing; put it beside its pair")
     raise BenchError(
         f"{path}: no {' or '.join(splits)} split here (expected {splits[0]}-images-idx3-ubyte[.gz] and "
         f"{splits[0]}-labels-idx1-ubyte[.gz], also under {', '.join(FOLDERS[1:])})"

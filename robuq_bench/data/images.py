@@ -24,13 +24,9 @@ class ImageSet:
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
-            raise BenchError(
-                f"images: expected uint8 [N > 0, H, W, 1 or 3], got {images.dtype} {list(images.shape)}"
-            )
+            raise BenchError(f"images: expected uint8 [N > 0, H, W, 1 or 3], got {images.dtype} {list(images.shape)}")
         if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
-            raise BenchError(
-                f"labels: expected int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}"
-            )
+            raise BenchError(f"labels: expected int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}")
         check_labels(labels, len(self.classes), "labels")
 
     def __len__(self) -> int:

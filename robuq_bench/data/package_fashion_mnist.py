@@ -69,9 +69,7 @@ def _facts(image_set: ImageSet) -> dict[str, object]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="package_fashion_mnist", description=__doc__.splitlines()[0])
     parser.add_argument("--idx", type=Path, required=True, help="folder with the t10k idx files")
-    parser.add_argument(
-        "--out", type=Path, default=fm.PACKAGED, help="folder to write (default: the package's own)"
-    )
+    parser.add_argument("--out", type=Path, default=fm.PACKAGED, help="folder to write (default: the package's own)")
     given = parser.parse_args(arguments)
     try:
         print(f"{given.out}: written, sha256 {package(given.idx, given.out)}")

@@ -54,17 +54,13 @@ def time_us(calls: list[Callable[[], Any]], replays: int = 30) -> dict[str, floa
     return {"us": median, "us_p20": p20, "us_p80": p80}
 
 
-def random_operands(
-    m: int, n: int, k: int, bits: int
-) -> tuple[packing.PackedActivation, packing.PackedWeight]:
+def random_operands(m: int, n: int, k: int, bits: int) -> tuple[packing.PackedActivation, packing.PackedWeight]:
     """Random packed operands on the current GPU, low-rank branch and bias included."""
     codes = torch.randint(0, 2**bits, (m, k), device="cuda")
     ternary = torch.randint(-1, 2, (n, k), device="cuda")
     alpha, step = torch.rand(n, device="cuda") / 10, torch.rand(m, device="cuda")
     bias, up, down = (torch.randn(*shape, device="cuda") for shape in ((n,), (n, 16), (m, 16)))
-    return packing.pack_activation(codes, bits, step, down=down), packing.pack_weight(
-        ternary, alpha, bias, up
-    )
+    return packing.pack_activation(codes, bits, step, down=down), packing.pack_weight(ternary, alpha, bias, up)
 
 
 def _sets(bytes_of_one: int) -> int:
@@ -82,6 +78,10 @@ def gemm_rows(name: str, m: int) -> list[dict[str, Any]]:
         error = _disagreement(*operands[0])
         calls = [partial(gemm, *pair, out=out) for pair, out in zip(operands, outs, strict=True)]
         rows.append({"kernel": f"W1.58A{bits}", "relative_error": error} | time_us(calls))
+        if bits == 2 and name != "qkv":  # as the network uses it
+            more = _epilogue(name, m, n)
+            calls = [partial(call, **more) for call in calls]
+            rows.append({"kernel": f"W1.58A{bits} {more['epilogue']}"} | time_us(calls))
     base = {row["kernel"]: row["us"] for row in rows}
     for row in rows:
         row |= {"shape": name, "m": m, "n": n, "k": k, "sets": count}
@@ -90,14 +90,19 @@ def gemm_rows(name: str, m: int) -> list[dict[str, Any]]:
     return rows
 
 
+def _epilogue(name: str, m: int, n: int) -> dict[str, Any]:
+    if name == "fc1":
+        return {"epilogue": "gelu"}
+    gate, residual = (torch.randn(rows, n, device="cuda").bfloat16() for rows in (m // IMAGE_TOKENS, m))
+    return {"epilogue": "gate", "gate": gate, "residual": residual}
+
+
 def _library_rows(m: int, n: int, k: int, outs: list[Tensor]) -> list[dict[str, Any]]:
     a = [torch.randn(m, k, dtype=torch.bfloat16, device="cuda") for _ in outs]
     w = [torch.randn(n, k, dtype=torch.bfloat16, device="cuda").T for _ in outs]
     mm = time_us([partial(torch.mm, *pair, out=out) for *pair, out in zip(a, w, outs, strict=True)])
     one, eight = torch.ones((), device="cuda"), torch.float8_e4m3fn
-    float8 = partial(
-        torch._scaled_mm, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
-    )
+    float8 = partial(torch._scaled_mm, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
     scaled = time_us([partial(float8, x.to(eight), y.to(eight)) for x, y in zip(a, w, strict=True)])
     return [{"kernel": "torch.mm bf16"} | mm, {"kernel": "torch._scaled_mm fp8"} | scaled]
 
@@ -106,9 +111,7 @@ def _disagreement(x: packing.PackedActivation, weight: packing.PackedWeight) -> 
     expected = reference.gemm_reference(x, weight)
     error = ((gemm(x, weight).double() - expected).norm() / expected.norm()).item()
     if not error < 3e-3:  # the rounding of bf16 alone is about 1.7e-3
-        raise BenchError(
-            f"the kernel disagrees with float64 by {error:.2g} at m={x.m}, n={weight.n}, k={x.k}"
-        )
+        raise BenchError(f"the kernel disagrees with float64 by {error:.2g} at m={x.m}, n={weight.n}, k={x.k}")
     return error
 
 
@@ -127,9 +130,7 @@ def rowwise_rows(pre: str, width: int, m: int) -> list[dict[str, Any]]:
     rows = [{"kernel": "copy", "bytes": 4 * m * width} | time_us([partial(to.copy_, part) for part in x])]
     for bits, rank in ((2, None), (2, down), (4, down)):
         wrong = _wrong_codes(x[0], rotation, bits, pre, modulation)
-        run = partial(
-            rotate_quantize, rotation=rotation, bits=bits, pre=pre, modulation=modulation, down=rank
-        )
+        run = partial(rotate_quantize, rotation=rotation, bits=bits, pre=pre, modulation=modulation, down=rank)
         moved = m * width * 2 + m * width * bits // 8 + m * 8 + (m * 32 if rank is not None else 0)
         kernel = f"row-wise A{bits}" + (" and rank 16" if rank is not None else "")
         rows.append({"kernel": kernel, "bytes": moved, "wrong_codes": wrong})
@@ -147,9 +148,7 @@ def _wrong_codes(x: Tensor, rotation: Any, bits: int, pre: str, modulation: Any)
     off = (packing.unpack_activation(packed) - expected).abs()
     wrong = (off > 0).double().mean().item()
     if wrong > 1e-4 or off.max() > 1:
-        raise BenchError(
-            f"row-wise codes disagree with torch: {wrong:.2g} of them, by up to {off.max().item()}"
-        )
+        raise BenchError(f"row-wise codes disagree with torch: {wrong:.2g} of them, by up to {off.max().item()}")
     return wrong
 
 
@@ -161,13 +160,7 @@ def main() -> None:
     jit.architecture()
     torch.manual_seed(0)
     rows = [row for name in SHAPES for m in options.tokens for row in gemm_rows(name, m)]
-    rows += [
-        row
-        for pre, width in ROWWISE
-        for m in options.tokens
-        if m >= 4096
-        for row in rowwise_rows(pre, width, m)
-    ]
+    rows += [row for pre, width in ROWWISE for m in options.tokens if m >= 4096 for row in rowwise_rows(pre, width, m)]
     facts = {"protocol": "graph replays over rotating inputs", "nvrtc": jit.nvrtc_version()}
     record = {
         "rows": rows,
@@ -178,9 +171,7 @@ def main() -> None:
     with atomic(options.out / "kernels.csv") as path, open(path, "w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, columns)
         writer.writeheader()
-        writer.writerows(
-            {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows
-        )
+        writer.writerows({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     for row in rows:
         if "over_bf16" in row:
             rate = f"{row['over_bf16']:.2f} x bf16  {row['over_fp8']:.2f} x fp8"

@@ -13,7 +13,21 @@ from robuq_bench.errors import BenchError
 
 EPILOGUES = ("none", "gelu", "gate")
 STATIC = 2048  # bytes of shared memory that the kernels and the driver take besides
-POINTERS = "activations weights code_sum step offset alpha weight_sum bias down up gate residual out".split()
+POINTERS = (
+    "activations",
+    "weights",
+    "code_sum",
+    "step",
+    "offset",
+    "alpha",
+    "weight_sum",
+    "bias",
+    "down",
+    "up",
+    "gate",
+    "residual",
+    "out",
+)
 
 
 class _Arguments(ctypes.Structure):
@@ -28,7 +42,7 @@ class _Arguments(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Tile:
-    """How a kernel is cut: `bn` channels; `workers` groups of 128 threads, each with `stages` stages of `chunk` units."""
+    """How a kernel is cut: `bn` channels; `workers` groups of 128 threads, each with `stages` of `chunk` units."""
 
     backend: str
     bn: int
@@ -60,9 +74,7 @@ __device__ __forceinline__ void wgmma(int (&d)[{bn // 8}][4], unsigned long long
 """
 
 
-def source_and_macros(
-    tile: Tile, k: int, epilogue: str, rank: bool, offset: bool
-) -> tuple[str, dict[str, int]]:
+def source_and_macros(tile: Tile, k: int, epilogue: str, rank: bool, offset: bool) -> tuple[str, dict[str, int]]:
     """What NVRTC is given for one kernel; `k` is the padded number of input channels."""
     main = "gemm_mma.cu" if tile.backend == "mma" else "gemm_wgmma.cu"
     middle = "" if tile.backend == "mma" else wgmma_source(tile.bn)
@@ -115,29 +127,10 @@ def gemm(
         return out
     k = x.planes.shape[2] * 128
     tile = tile or choose_tile(arch, x.m, weight.n, k, rank, *_limits(device))
-    pointers = {
-        "activations": x.planes,
-        "weights": weight.planes,
-        "code_sum": x.code_sum,
-        "step": x.step,
-        "offset": x.offset,
-        "alpha": weight.alpha,
-        "weight_sum": weight.weight_sum,
-        "bias": weight.bias,
-        "down": x.down if rank else None,
-        "up": weight.up if rank else None,
-        "gate": gate,
-        "residual": residual,
-        "out": out,
-    }
-    arguments = _Arguments(
-        *(None if pointers[name] is None else pointers[name].data_ptr() for name in POINTERS),
-        m=x.m,
-        n=weight.n,
-        bits=x.bits,
-        gate_rows=x.m // gate.shape[0] if gate is not None else 1,
-        shift=x.shift,
-    )
+    tensors = [x.planes, weight.planes, x.code_sum, x.step, x.offset, weight.alpha, weight.weight_sum, weight.bias]
+    tensors += [x.down if rank else None, weight.up if rank else None, gate, residual, out]
+    gate_rows = x.m // len(gate) if gate is not None else 1
+    arguments = _Arguments(*map(jit.pointer, tensors), x.m, weight.n, x.bits, gate_rows, x.shift)
     tiles = -(-x.m // tile.bm) * -(-weight.n // tile.bn)
     kernel = _kernel(tile, k, epilogue, rank, x.offset is not None, device)
     kernel(min(tiles, _limits(device)[0]), tile.workers * 128, arguments)
@@ -182,23 +175,14 @@ def _check_operands(
             f" on {weight.planes.device}"
         )
     if (x.down is None) != (weight.up is None):
-        raise BenchError(
-            "the low-rank branch needs both factors: `down` with the tokens and `up` with the weights"
-        )
+        raise BenchError("the low-rank branch needs both factors: `down` with the tokens and `up` with the weights")
     if (epilogue == "gate") != (gate is not None and residual is not None):
         raise BenchError("gate and residual go with the epilogue 'gate', both of them")
     for name, tensor, shape in (("gate", gate, None), ("residual", residual, (x.m, weight.n))):
         if tensor is None:
             continue
         fits = tensor.shape == shape if shape else tensor.ndim == 2 and tensor.shape[1] == weight.n
-        if (
-            not fits
-            or tensor.dtype != torch.bfloat16
-            or not tensor.is_contiguous()
-            or tensor.device != x.planes.device
-        ):
-            raise BenchError(
-                f"{name} must be a contiguous bfloat16 tensor on {x.planes.device} that fits the output"
-            )
+        if not fits or tensor.dtype != torch.bfloat16 or not tensor.is_contiguous() or tensor.device != x.planes.device:
+            raise BenchError(f"{name} must be a contiguous bfloat16 tensor on {x.planes.device} that fits the output")
     if gate is not None and (not len(gate) or x.m % len(gate)):
         raise BenchError(f"{x.m} tokens cannot be shared out evenly among {len(gate)} rows of gate")

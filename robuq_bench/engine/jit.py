@@ -40,9 +40,7 @@ def cache_folder() -> Path:
 def architecture(device: torch.device | None = None) -> str:
     """The target of a CUDA device, e.g. `sm_90a`. Raises BenchError when there is none, or it is too old."""
     if not torch.cuda.is_available():
-        raise BenchError(
-            "the kernels need an NVIDIA GPU (sm_80 or newer) and a CUDA build of torch; none was found"
-        )
+        raise BenchError("the kernels need an NVIDIA GPU (sm_80 or newer) and a CUDA build of torch; none was found")
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST:
         name = torch.cuda.get_device_name(device)
@@ -64,9 +62,7 @@ def nvrtc() -> ctypes.CDLL:
             return ctypes.CDLL(str(place))
         except OSError:
             continue
-    raise BenchError(
-        f"{name} was not found; install nvidia-cuda-nvrtc, or a CUDA build of torch, which brings it"
-    )
+    raise BenchError(f"{name} was not found; install nvidia-cuda-nvrtc, or a CUDA build of torch, which brings it")
 
 
 def nvrtc_version() -> str:
@@ -130,11 +126,14 @@ def driver() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError as error:
-        raise BenchError(
-            "the CUDA driver was not found; the kernels need an NVIDIA GPU and its driver"
-        ) from error
-    library.cuLaunchKernel.argtypes = [ctypes.c_void_p] + [ctypes.c_uint] * 7 + [ctypes.c_void_p] * 3
+        raise BenchError("the CUDA driver was not found; the kernels need an NVIDIA GPU and its driver") from error
+    library.cuLaunchKernelEx.argtypes = [ctypes.c_void_p] * 4
     return library
+
+
+def pointer(tensor: torch.Tensor | None) -> int | None:
+    """A kernel argument: the tensor's address, or null."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _check(status: int, what: str) -> None:
@@ -142,6 +141,25 @@ def _check(status: int, what: str) -> None:
         text = ctypes.c_char_p()
         driver().cuGetErrorString(status, ctypes.byref(text))
         raise BenchError(f"{what} failed: {(text.value or b'unknown error').decode()}")
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute: an identifier and a 64-byte value."""
+
+    _fields_ = (("id", ctypes.c_int), ("gap", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_int * 15))
+
+
+class _Launch(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("count", ctypes.c_uint),
+    )
 
 
 class Kernel:
@@ -153,6 +171,9 @@ class Kernel:
     def __init__(self, cubin: bytes, name: str, shared_bytes: int, device: torch.device):
         module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
         self.shared_bytes, self.device = shared_bytes, device
+        # Programmatic stream serialisation: a launch may overlap the end of the kernel before; ours wait by themselves.
+        hopper = torch.cuda.get_device_capability(device) >= (9, 0)
+        self._early = ctypes.pointer(_Attribute(id=6, value=1)) if hopper else None
         with torch.cuda.device(device):
             torch.cuda.current_stream().synchronize()  # makes torch's context the current one
             _check(driver().cuModuleLoadData(ctypes.byref(module), cubin), f"loading kernel {name}")
@@ -163,10 +184,11 @@ class Kernel:
 
     def __call__(self, blocks: int, threads: int, arguments: ctypes.Structure) -> None:
         """Launch on torch's current stream."""
-        pointer = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        only = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         with torch.cuda.device(self.device):
             stream = torch.cuda.current_stream().cuda_stream
-            status = driver().cuLaunchKernel(
-                self._function, blocks, 1, 1, threads, 1, 1, self.shared_bytes, stream, pointer, None
+            launch = _Launch(
+                (blocks, 1, 1), (threads, 1, 1), self.shared_bytes, stream, self._early, self._early is not None
             )
+            status = driver().cuLaunchKernelEx(ctypes.byref(launch), self._function, only, None)
         _check(status, "a kernel launch")

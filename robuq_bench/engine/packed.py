@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robuq_bench.config.recipe import Variant
+from robuq_bench.engine.storage import pack, unpack
 from robuq_bench.errors import BenchError
 from robuq_bench.files import sha256_arrays
 from robuq_bench.models import checkpoint, dit
@@ -19,7 +20,6 @@ from robuq_bench.models.checkpoint import Card
 from robuq_bench.quant.convert import convert, quant_linears
 from robuq_bench.quant.formats import Scale
 from robuq_bench.quant.quantiser import Quantiser
-from robuq_bench.engine.storage import pack, unpack
 
 CODES, STEP, OFFSET, SIGNS, GAIN = ".codes", ".step", ".offset", ".signs", ".gain"
 

@@ -85,9 +85,7 @@ class PackedActivation:
     down: Tensor | None = field(default=None)
 
 
-def pack_weight(
-    ternary: Tensor, alpha: Tensor, bias: Tensor | None = None, up: Tensor | None = None
-) -> PackedWeight:
+def pack_weight(ternary: Tensor, alpha: Tensor, bias: Tensor | None = None, up: Tensor | None = None) -> PackedWeight:
     """Pack weights: ternary [n, k] of -1, 0, +1; alpha [n]; bias [n]; up [n, 16], the low-rank branch's second factor.
 
     Raises BenchError when k is no multiple of 32, a weight is not ternary, or the rank is not 16.
@@ -121,9 +119,7 @@ def pack_weight(
 
 def _pack_up(up: Tensor) -> Tensor:
     """[rows, 16], already permuted -> int32 [rows * 8]: for each n8 tile, lane (g, t), pairs t, t + 4 of row g."""
-    pairs = (
-        up.detach().to(torch.bfloat16).contiguous().view(torch.int32).reshape(-1, 8, 2, 4)
-    )  # tile, g, half, t
+    pairs = up.detach().to(torch.bfloat16).contiguous().view(torch.int32).reshape(-1, 8, 2, 4)  # tile, g, half, t
     return pairs.permute(0, 1, 3, 2).reshape(-1).contiguous()
 
 
@@ -162,9 +158,7 @@ def pack_activation(
 
 def unpack_activation(packed: PackedActivation) -> Tensor:
     """The codes [m, k], int64."""
-    bits = unpack_bits(
-        packed.planes.permute(1, 0, 3, 2, 4).reshape(packed.bits, -1, packed.planes.shape[2] * 4)
-    )
+    bits = unpack_bits(packed.planes.permute(1, 0, 3, 2, 4).reshape(packed.bits, -1, packed.planes.shape[2] * 4))
     weights = 2 ** torch.arange(packed.bits, device=bits.device)
     return (bits.long() * weights[:, None, None]).sum(0)[: packed.m, : packed.k]
 

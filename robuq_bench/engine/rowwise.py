@@ -13,7 +13,7 @@ from robuq_bench.engine.packing import RANK, ROWS, PackedActivation, pack_bits
 from robuq_bench.errors import BenchError
 from robuq_bench.quant import gaussian
 
-POINTERS = "x scale shift mix signs down planes code_sum step offset low".split()
+POINTERS = ("x", "scale", "shift", "mix", "signs", "down", "planes", "code_sum", "step", "offset", "low")
 PRE = {"none": 0, "modulate": 1, "gelu": 2}
 
 
@@ -59,13 +59,11 @@ def full_rotation(base: Tensor, width: int, signs: Tensor | None = None) -> Rota
     """
     power = width // len(base)
     # As much of the power of two as fits goes to the tensor cores; the rest is at least 32 and stays in registers.
-    widest = max(
-        (d for d in (1, 2, 4, 8, 16, 32) if len(base) * d <= 48 and power % (32 * d) == 0), default=0
-    )
-    if width % 128 or power * len(base) != width or power & (power - 1) or not widest:
+    widest = max((d for d in (1, 2, 4, 8, 16, 32) if len(base) * d <= 48 and power % (32 * d) == 0), default=0)
+    if width % 128 or power * len(base) != width or power & (power - 1) or not widest or power > 128 * widest:
         raise BenchError(
             f"a rotation of width {width} from a {len(base)} x {len(base)} matrix is not supported: "
-            "the width must be K 2^m, a multiple of 128, with K at most 48"
+            "the width must be K 2^m, a multiple of 128 up to 6144, with K at most 48"
         )
     mix = torch.kron(base.float().cpu(), sylvester(widest)).to(base.device)
     return _rotation(mix, power // widest, width**-0.5, signs)
@@ -76,7 +74,7 @@ def block_rotation(width: int, signs: Tensor | None = None, block: int = 128) ->
 
     Raises BenchError when the width is no multiple of 128 or has more than 48 blocks.
     """
-    if width % 128 or width % block or block % 32 or width // block > 48 or block & (block - 1):
+    if width % 128 or width % block or width // block > 48 or block not in (32, 64, 128):
         raise BenchError(f"rotation of width {width} in blocks of {block} is not supported")
     device = None if signs is None else signs.device
     return _rotation(torch.eye(width // block, device=device), block, block**-0.5, signs)
@@ -92,22 +90,24 @@ def source_and_macros(
     rows: int, columns: int, bits: int, pre: str, rank: bool, center: bool
 ) -> tuple[str, dict[str, int]]:
     macros = {"R": rows, "BLOCKS": columns // 32, "BITS": bits, "PRE": PRE[pre], "RANK": int(rank)}
+    macros["TOKENS"] = round_tokens(columns, rank)
     return jit.read_source("rowwise.cu"), macros | {"CENTER": int(center)}
 
 
-def _round(columns: int) -> tuple[int, int]:
-    """(tokens, warps) of a block's round, as in rowwise.cu: one warp for each 32 columns of a token."""
-    tokens = 8 if columns <= 64 else 4
-    return tokens, tokens * columns // 32
+def round_tokens(columns: int, rank: bool) -> int:
+    """Tokens that a thread block does at a time, one warp for each 32 columns of a token (see docs/engine.md)."""
+    if columns <= 64:
+        return 8
+    return 4 if rank else 2  # the down-projection reads its matrix once a round
 
 
 @functools.cache
-def _kernel(
-    rows: int, columns: int, bits: int, pre: str, rank: bool, center: bool, device: torch.device
-) -> jit.Kernel:
+def _kernel(rows: int, columns: int, bits: int, pre: str, rank: bool, center: bool, device: torch.device) -> jit.Kernel:
     source, macros = source_and_macros(rows, columns, bits, pre, rank, center)
-    tokens, warps = _round(columns)
+    tokens = round_tokens(columns, rank)
+    warps = tokens * columns // 32
     shared = 2 * bits * rows * columns // 8 * tokens
+    shared += warps * -(-rows // 8) * 1024 if columns > 32 else 0
     shared += tokens * (rows * columns // 2 + 4) * 4 + warps * 512 if rank else 0
     return jit.Kernel(jit.compile_cubin(source, jit.architecture(device), macros), "rowwise", shared, device)
 
@@ -151,28 +151,15 @@ def rotate_quantize(
         down=low,
     )
     scale, shift = modulation or (None, None)
-    pointers = {
-        "x": x,
-        "scale": scale,
-        "shift": shift,
-        "mix": rotation.mix,
-        "signs": rotation.signs,
-        "down": down,
-    }
-    pointers |= {
-        "planes": packed.planes,
-        "code_sum": packed.code_sum,
-        "step": step,
-        "offset": packed.offset,
-        "low": low,
-    }
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    tokens, warps = _round(rotation.columns)
+    tokens = round_tokens(rotation.columns, down is not None)
+    warps = tokens * rotation.columns // 32
     run = (
-        -(-m // (processors * (2 if rotation.columns == 32 else 1)) // tokens) * tokens
-    )  # tokens of one block
+        -(-m // (processors * (16 // warps)) // tokens) * tokens
+    )  # tokens of one block; 16 warps fill a multiprocessor
+    tensors = (x, scale, shift, rotation.mix, rotation.signs, down, packed.planes, packed.code_sum, step)
     arguments = _Arguments(
-        *(None if pointers[name] is None else pointers[name].data_ptr() for name in POINTERS),
+        *map(jit.pointer, (*tensors, packed.offset, low)),
         m=m,
         image_tokens=m // len(scale) if scale is not None else 1,
         tokens_per_block=run,
@@ -195,9 +182,7 @@ def _check(
     modulation: tuple[Tensor, Tensor] | None,
 ) -> tuple[int, int]:
     if x.ndim != 2 or x.dtype != torch.bfloat16 or not x.is_contiguous() or x.shape[1] != rotation.width:
-        raise BenchError(
-            f"tokens must be contiguous bfloat16 [m, {rotation.width}], not {x.dtype} {list(x.shape)}"
-        )
+        raise BenchError(f"tokens must be contiguous bfloat16 [m, {rotation.width}], not {x.dtype} {list(x.shape)}")
     if not len(x):
         raise BenchError("there are no tokens to quantise")
     if bits not in gaussian.STEPS.get(levels, {}) or bits not in (1, 2, 3, 4) or pre not in PRE:
@@ -208,7 +193,5 @@ def _check(
         if tensor.dtype != torch.bfloat16 or tensor.shape[1:] != x.shape[1:] or not tensor.is_contiguous():
             raise BenchError(f"the modulation must be contiguous bfloat16 [images, {x.shape[1]}]")
         if not len(tensor) or len(x) % len(tensor):
-            raise BenchError(
-                f"{len(x)} tokens cannot be shared out evenly among {len(tensor)} rows of modulation"
-            )
+            raise BenchError(f"{len(x)} tokens cannot be shared out evenly among {len(tensor)} rows of modulation")
     return x.shape

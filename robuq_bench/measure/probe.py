@@ -32,9 +32,7 @@ SETTINGS = {
     "absmax": Spec(format="midtread", granularity="token", scale="absmax"),
     "Gaussian mid-rise": Spec(format="midrise", granularity="token", scale="mean_abs"),
     "Gaussian mid-tread": Spec(format="midtread", granularity="token", scale="mean_abs"),
-    "Gaussian mid-tread, mid-rise step": Spec(
-        format="midtread", granularity="token", scale="mean_abs", step="midrise"
-    ),
+    "Gaussian mid-tread, mid-rise step": Spec(format="midtread", granularity="token", scale="mean_abs", step="midrise"),
 }
 COLUMNS = [
     {"key": "quantiser", "title": "Activation quantiser", "format": ""},
@@ -110,9 +108,7 @@ def activations_only(spec: Spec, bits: int) -> Variant:
     """RobuQ's rotation with `spec` for activations; weights, branch and attention as they are."""
     variant = load_variant("robuq", "W1.58A4")
     changes = {"weight": None, "low_rank": None, "adaln": None, "attention_bits": None, "activation": spec}
-    return variant.model_copy(
-        update={"activation_bits": bits, "method": variant.method.model_copy(update=changes)}
-    )
+    return variant.model_copy(update={"activation_bits": bits, "method": variant.method.model_copy(update=changes)})
 
 
 def _bits(model: nn.Module, spec: Spec, bits: int) -> dict[str, int]:

@@ -11,7 +11,8 @@ from robuq_bench.files import sha256_file, write_json
 from robuq_bench.measure.latency import time_forward
 from robuq_bench.models.checkpoint import read_card
 
-EXAMPLE = "robuq-bench measure --preset quick --packed results/quick/robuq/W1.58A2/seed0/packed.safetensors --out m.json"
+EXAMPLE = """robuq-bench measure --preset quick --packed results/quick/robuq/W1.58A2/seed0/packed.safetensors \\
+    --out measure.json"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

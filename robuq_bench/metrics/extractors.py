@@ -40,9 +40,7 @@ class EffNetLite0(Extractor):
         path = existing(weights, "weights file") if weights else _lite0_path()
         self.digest = sha256_file(path)
         if self.digest != LITE0_SHA256:
-            raise BenchError(
-                f"{path}: not the published EfficientNet-Lite0 weights (SHA-256 {self.digest[:8]}…)"
-            )
+            raise BenchError(f"{path}: not the published EfficientNet-Lite0 weights (SHA-256 {self.digest[:8]}…)")
         self.device = torch.device(device)
         self.batch = _batch_size(self.device)
         self.network = EfficientNetLite0(load_weights(path)).to(self.device)

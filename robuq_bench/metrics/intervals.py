@@ -29,6 +29,4 @@ def t_interval(samples: Sequence[float], confidence: float = 0.95) -> Interval:
     if len(values) == 1:
         return Interval(float(values[0]), None, 1)
     quantile = stats.t.ppf((1 + confidence) / 2, len(values) - 1)
-    return Interval(
-        float(values.mean()), float(quantile * values.std(ddof=1) / math.sqrt(len(values))), len(values)
-    )
+    return Interval(float(values.mean()), float(quantile * values.std(ddof=1) / math.sqrt(len(values))), len(values))

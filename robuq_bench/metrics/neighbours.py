@@ -26,8 +26,7 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> Precisio
     real, fake = float64_matrix(real, "precision"), float64_matrix(fake, "precision")
     if real.shape[1] != fake.shape[1] or min(len(real), len(fake)) <= k:
         raise BenchError(
-            f"precision: needs two sets of more than {k} images of equal dimensions, "
-            f"got {real.shape}, {fake.shape}"
+            f"precision: needs two sets of more than {k} images of equal dimensions, got {real.shape}, {fake.shape}"
         )
     return PrecisionRecall(
         precision=_share_inside(fake, real, _radii(real, k)),

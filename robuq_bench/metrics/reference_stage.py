@@ -37,9 +37,7 @@ def run(args: argparse.Namespace) -> None:
             bar.advance(len(pictures))
             return found
 
-        chunks = (
-            features(train_set.images[start : start + CHUNK]) for start in range(0, len(train_set), CHUNK)
-        )
+        chunks = (features(train_set.images[start : start + CHUNK]) for start in range(0, len(train_set), CHUNK))
         reference = build_reference(chunks, data=train_set.digest)
         scores = floor(features(held_out.images[:count]), reference)
     save_reference(args.reference, reference)

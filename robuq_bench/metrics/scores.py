@@ -31,9 +31,7 @@ def kid(x: np.ndarray, y: np.ndarray) -> Estimate:
     x, y = float64_matrix(x, "KID"), float64_matrix(y, "KID")
     m, n = len(x), len(y)
     if x.shape[1] != y.shape[1] or min(m, n) < 2:
-        raise BenchError(
-            f"KID: needs two sets of 2 or more images and equal dimensions, got {x.shape}, {y.shape}"
-        )
+        raise BenchError(f"KID: needs two sets of 2 or more images and equal dimensions, got {x.shape}, {y.shape}")
     cross_rows, cross_columns = _cross_sums(x, y)
     u = _own_sums(x) / (m - 1) - cross_rows / n
     v = _own_sums(y) / (n - 1) - cross_columns / m

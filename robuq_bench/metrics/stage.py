@@ -13,7 +13,8 @@ from robuq_bench.metrics.reference import load_reference
 from robuq_bench.progress import Bar
 from robuq_bench.sample import archive
 
-EXAMPLE = "robuq-bench evaluate --preset quick --samples samples.npz --reference reference.safetensors --out metrics.json"
+EXAMPLE = """robuq-bench evaluate --preset quick --samples samples.npz --reference reference.safetensors \\
+    --out metrics.json"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

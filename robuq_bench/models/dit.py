@@ -87,7 +87,7 @@ def linears(model: nn.Module) -> dict[str, tuple[nn.Module, str, nn.Module]]:
 
 
 def layer_type(name: str) -> str:
-    """"blocks.3.fc2" -> "fc2"."""
+    """ "blocks.3.fc2" -> "fc2"."""
     return name.rpartition(".")[2]
 
 

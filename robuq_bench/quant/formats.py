@@ -88,7 +88,7 @@ def _absmax(x: Tensor, rule: Rule) -> Scale:
 
 
 def _absmean(x: Tensor, rule: Rule) -> Scale:
-    """Ternary: mean|w| (BitNet b1.58). Integers: mean|x| / sqrt(2^(b-1) - 1), which is BitNet a4.8's sqrt(7) at 4 bits."""
+    """Ternary: mean|w| (BitNet b1.58). Integers: mean|x| / sqrt(2^(b-1) - 1), BitNet a4.8's sqrt(7) at 4 bits."""
     mean = x.abs().mean(-1, keepdim=True)
     cell = mean if rule.format == "ternary" else mean / (2 ** (rule.bits - 1) - 1) ** 0.5
     return Scale(cell, cell)

@@ -35,6 +35,7 @@ def step(format: str, bits: float, table: str = "own") -> float:
     """Optimal step for `format` at `bits`; table="midrise" takes the mid-rise step whatever the format."""
     return STEPS["midrise" if table == "midrise" else format][bits]
 
+
 LLOYD_MAX: dict[float, tuple[float, ...]] = {
     1: (0.7978846,),
     2: (0.4527800, 1.5104176),

@@ -55,7 +55,9 @@ def signs_matrix(n: int) -> Tensor:
         orders = [base * 2**k for k in range(2, odd.bit_length())]
         matrix, rest = next(((m, n // o) for o in orders if (m := _paley(o)) is not None), (None, 1))
         if matrix is None:
-            raise BenchError(f"no Hadamard matrix of order {n} is built here; use a width K * 2^m, K in 1, 12, 20, 28, 36")
+            raise BenchError(
+                f"no Hadamard matrix of order {n} is built here; use a width K * 2^m, K = 1, 12, 20, 28, 36"
+            )
     sylvester = torch.tensor([[1, 1], [1, -1]])
     while rest > 1:
         matrix, rest = torch.kron(matrix, sylvester), rest // 2
@@ -85,9 +87,12 @@ def _builds(n: int) -> bool:
     return True
 
 
+def mix(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """x [..., n] @ blockdiag(A (x) B, ...), the shape kept; A and B in the dtype and on the device of `x`."""
+    blocks = x.reshape(-1, a.shape[0], b.shape[0])
+    return torch.matmul(a.T, torch.matmul(blocks, b)).reshape(x.shape)
+
+
 def rotate(x: Tensor, width: int) -> Tensor:
     """x [..., n] @ blockdiag(H, ..., H) with blocks of `width`; orthonormal, same shape and dtype."""
-    a, b = (factor.to(x) for factor in factors(width))
-    shape = x.shape
-    x = x.reshape(-1, a.shape[0], b.shape[0])
-    return torch.matmul(a.T, torch.matmul(x, b)).reshape(shape)
+    return mix(x, *(factor.to(x) for factor in factors(width)))

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from robuq_bench.config.recipe import LowRank
 from robuq_bench.errors import BenchError
-from robuq_bench.quant.hadamard import block_width, rotate
+from robuq_bench.quant.hadamard import block_width, factors, mix
 from robuq_bench.quant.quantiser import Quantiser
 
 
@@ -32,6 +32,9 @@ class QuantLinear(nn.Module):
         self.weight_quantiser = weight_quantiser
         self.activation_quantiser = activation_quantiser
         self.width = block_width(linear.in_features, rotation) if rotation else None
+        left, right = factors(self.width) if rotation else (None, None)
+        self.register_buffer("left", left, persistent=False)
+        self.register_buffer("right", right, persistent=False)
         self.register_buffer("signs", signs)
         self.register_buffer("smooth", smooth)
         self.bias = linear.bias
@@ -47,7 +50,8 @@ class QuantLinear(nn.Module):
         """(x * signs) H, or `x` itself when the layer is not rotated."""
         if self.width is None:
             return x
-        return rotate(x if self.signs is None else x * self.signs.to(x.dtype), self.width)
+        signed = x if self.signs is None else x * self.signs.to(x.dtype)
+        return mix(signed, self.left.to(x.dtype), self.right.to(x.dtype))
 
     def quantised_weight(self) -> Tensor:
         """Dequantised values [out, in] that the matrix product uses."""

@@ -18,7 +18,7 @@ EXAMPLE = "robuq-bench ablate --preset quick --name rotation --results results/q
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", required=True, help="name in config/, or a path")
     parser.add_argument("--set", default="", metavar="K=V,...", help="overrides of the preset")
-    parser.add_argument("--name", required=True, help="ablation in config/ablations.yaml")
+    parser.add_argument("--name", required=True, help="ablation in workflows/ablations.yaml")
     parser.add_argument("--results", type=Path, required=True, help="folder with <recipe>/<variant>/seed<k>/")
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
 
@@ -27,9 +27,7 @@ def run(args: argparse.Namespace) -> None:
     preset, ablation = load_preset(args.preset, args.set), load_ablation(args.name)
     plan = ablation.rows()
     results = read_results(args.results, preset, [f"{recipe}/{variant}" for _, recipe, variant in plan])
-    rows = [
-        _line(setting, variant, row) for (setting, _, variant), row in zip(plan, results.rows, strict=True)
-    ]
+    rows = [_line(setting, variant, row) for (setting, _, variant), row in zip(plan, results.rows, strict=True)]
     distance = label("FD", results.floor.scores.extractor)
     record = {
         "name": args.name,

@@ -5,10 +5,12 @@ from typing import Any
 
 from robuq_bench.config.base import Model
 from robuq_bench.config.recipe import Quantiser, Recipe
+from robuq_bench.models.dit import LINEARS, layer_type
 from robuq_bench.report.rows import Row
 from robuq_bench.report.table import Table
 
 WORDS = {"title", "citation", "url", "variants", "paper", "assumptions"}  # fields of a recipe that describe it
+STAGES = ("train", "sample", "evaluate", "measure")
 SPELT_OUT = {"training", "weight", "activation", "rotation", "low_rank", "adaln", "attention_bits"}
 
 
@@ -36,6 +38,13 @@ class Step(Model):
     command: str
 
 
+class BitMap(Model):
+    """Activation bits of every block linear of one row: layer type -> bits block by block (first seed)."""
+
+    row: str
+    bits: dict[str, tuple[int, ...]]
+
+
 def cards(rows: Sequence[Row]) -> Iterable[Card]:
     """One card for each recipe expression, whatever the number of its variants."""
     for recipe in dict.fromkeys(row.variant.recipe for row in rows):
@@ -46,7 +55,7 @@ def cards(rows: Sequence[Row]) -> Iterable[Card]:
             recipe=recipe,
             citation=method.citation,
             url=method.url if (method.url or "").startswith("https://") else None,
-            variants=tuple(f"W{row.variant.weight_bits:g}/A{row.variant.activation_bits}" for row in own),
+            variants=tuple(row.variant.name for row in own),
             parts=tuple(_merged(own)),
             assumptions=method.assumptions,
         )
@@ -90,7 +99,7 @@ def _quantiser(quantiser: Quantiser | None) -> str:
 
 
 def _set(block: Model, besides: set[str]) -> Iterable[tuple[str, Any]]:
-    """(field, value) of the optional fields that do not have their default."""
+    """(field, value) of the optional fields that do not have their default: new ones show without a change here."""
     for name, field in type(block).model_fields.items():
         if name not in besides and not field.is_required() and getattr(block, name) != field.default:
             yield name, getattr(block, name)
@@ -101,15 +110,28 @@ def _text(value: Any) -> str:
         return ", ".join(f"{name} {_text(part)}" for name, part in value if part is not None)
     if isinstance(value, tuple):
         return "; ".join(map(_text, value)) if any(isinstance(v, Model) for v in value) else "+".join(map(str, value))
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _widths(bits: dict[str, int]) -> str:
     """Mentions the bits of the layers when an allocation gave them different ones."""
-    block = [width for layer, width in bits.items() if "adaln" not in layer]
-    if len(set(block)) < 2:
-        return ""
-    return f", {min(block)} to {max(block)} bits a layer, {sum(block) / len(block):.2f} on average over layers"
+    widths = [width for layer, width in bits.items() if layer_type(layer) != "adaln"]
+    return f", {min(widths)} to {max(widths)} bits, layer by layer" if len(set(widths)) > 1 else ""
+
+
+def bit_maps(rows: Iterable[Row]) -> Iterable[BitMap]:
+    """One for each row that gave its layers different bits; adaLN, which is fixed, is left out."""
+    for row in rows:
+        blocks = {(layer_type(layer), _block(layer)): width for layer, width in row.runs[0].bits.items()}
+        types = [kind for kind in LINEARS if kind != "adaln" and (kind, 0) in blocks]
+        bits = {kind: tuple(blocks[key] for key in sorted(blocks) if key[0] == kind) for kind in types}
+        if len({width for widths in bits.values() for width in widths}) > 1:
+            yield BitMap(row=row.name, bits=bits)
+
+
+def _block(layer: str) -> int:
+    """3 of "blocks.3.fc2"."""
+    return int(layer.split(".")[1])
 
 
 def steps(table: Table) -> Iterable[Step]:
@@ -117,8 +139,8 @@ def steps(table: Table) -> Iterable[Step]:
     yield _step("real images", "reference", table.floor_provenance)
     for row in table.rows:
         for run in row.runs:
-            for stage, record in run.provenance.items():
-                yield _step(f"{row.name}, seed {run.seed}", stage, record)
+            for stage in filter(run.provenance.get, STAGES):
+                yield _step(f"{row.name}, seed {run.seed}", stage, run.provenance[stage])
 
 
 def _step(row: str, stage: str, record: dict[str, Any]) -> Step:

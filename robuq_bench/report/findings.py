@@ -1,6 +1,6 @@
 """Sentences made from the numbers: who is best at each bit setting, and whether the paper's orderings hold here."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import permutations
 from typing import Literal
 
@@ -28,12 +28,14 @@ def headline(table: Table) -> str:
     )
 
 
-def by_bits(table: Table) -> Iterable[str]:
-    """One or two sentences for each bit setting with two or more quantised rows."""
-    for variant, group in _grouped(table.rows).items():
-        if len(group) > 1:
-            lost = [f"{row.method} diverged." for row in group if not row.competes]
-            yield f"{variant}: " + " ".join([*_contest(group, table), *lost])
+def by_bits(table: Table) -> Iterator[str]:
+    """One or two sentences for each bit setting with two or more quantised rows, and what one seed is worth."""
+    contests = {variant: group for variant, group in _grouped(table.rows).items() if len(group) > 1}
+    for variant, group in contests.items():
+        lost = [f"{row.method} diverged." for row in group if not row.competes]
+        yield f"{variant}: " + " ".join([*_contest(group, table), *lost])
+    if contests and len(table.seeds) == 1:
+        yield "One training seed: whether a gap exceeds the spread between seeds is not known."
 
 
 def _grouped(rows: Iterable[Row]) -> dict[str, list[Row]]:

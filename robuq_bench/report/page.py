@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from robuq_bench import __version__
 from robuq_bench.report import facts, findings, plots
+from robuq_bench.report.ablation_plot import ablation_plot
 from robuq_bench.report.formats import FLOOR
 from robuq_bench.report.records import DASH, Ablation
 from robuq_bench.report.rows import QUALITY
@@ -47,6 +48,7 @@ def render(
         classes=classes,
         losses=_loss_figures(curves),
         trends=_trend_figures(table),
+        bit_maps=list(facts.bit_maps(table.rows)),
         ablations=_with_figures(ablations),
         cards=list(facts.cards(table.rows)),
         environment=facts.environment([table.floor_provenance, *records]),
@@ -57,7 +59,7 @@ def render(
 def render_ablations(preset: str, title: str, ablations: Sequence[Ablation]) -> str:
     """A page of ablations alone. title: of the preset."""
     return _template("ablations.html.j2").render(
-        title=f"{ablations[0].title} · {title}" if len(ablations) == 1 else f"Ablations · {title}",
+        title=title,
         preset=preset,
         ablations=_with_figures(ablations),
         environment=facts.environment([ablation.provenance for ablation in ablations]),
@@ -110,4 +112,4 @@ def _trend_figures(table: Table) -> list[Markup]:
 
 
 def _with_figures(ablations: Sequence[Ablation]) -> list[tuple[Ablation, Markup | None]]:
-    return [(ablation, Markup(plots.ablation_plot(ablation)) if ablation.plot else None) for ablation in ablations]
+    return [(ablation, Markup(ablation_plot(ablation)) if ablation.plot else None) for ablation in ablations]

@@ -1,38 +1,21 @@
-"""Figures as inline SVG text: byte-stable, legible for the colour-blind, in the page's own ink (light or dark)."""
+"""The figures of a table: training losses, quality against bits, quality against size."""
 
-import html
-import io
-import re
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from robuq_bench.report.records import Ablation
+from robuq_bench.report.drawing import INK, MARKERS, PALETTE, STYLE, log_if_wide, plt, svg
 from robuq_bench.report.rows import Row
 
-STYLE = Path(__file__).with_name("style.mplstyle")
-INK = "#0a0b0c"  # becomes currentColor in the SVG
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")  # Okabe & Ito
-PALETTE += ("#aa4466", "#999933", "#44aa99")  # and P. Tol, for more methods
-MARKERS = {1.58: "o", 2: "^", 3: "s", 4: "D", 8: "v", 32: "*"}  # by weight bits
 DASHES = ("-", "--", ":", "-.")
 SMOOTHING = 25  # a curve is smoothed over this share (1/25) of its steps
-WIDE = 4  # ratio of largest to smallest value from which an axis is logarithmic
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Training losses of one run, one a step; `row` tells method and bits."""
+    """Training losses of a row, one a step, the mean over seeds."""
 
     row: Row
     losses: Sequence[float]
@@ -65,9 +48,9 @@ def loss_curves(name: str, title: str, curves: Sequence[Curve]) -> str:
             dash = DASHES[variants.index(curve.row.variant.name) % len(DASHES)]
             label = curve.row.name + (" (diverged)" if curve.row.status == "diverged" else "")
             axes.plot(range(1, len(losses) + 1), losses, dash, color=paint[curve.row.method], label=label)
-        _log_if_wide(axes, "y", [loss for curve in curves for loss in curve.losses])
+        log_if_wide(axes, "y", [loss for curve in curves for loss in curve.losses])
         axes.set(xlabel="step", ylabel="training loss (running mean)", title=title)
-        return _svg(figure, name, title, axes.get_legend_handles_labels()[0])
+        return svg(figure, name, title, axes.get_legend_handles_labels()[0])
 
 
 def quality_and_bits(rows: Sequence[Row], floor: float, metric: str) -> str:
@@ -88,9 +71,9 @@ def quality_and_bits(rows: Sequence[Row], floor: float, metric: str) -> str:
         _level(axes, "real images (floor)", floor, ":")
         axes.set_xticks(range(len(widths)), [f"A{width}" for width in widths])
         axes.set_xlim(-0.6, len(widths) - 0.4)
-        _log_if_wide(axes, "y", [floor, *(row.figures["FD"].mean for row in rows if row.figures)])
+        log_if_wide(axes, "y", [floor, *(row.figures["FD"].mean for row in rows if row.figures)])
         axes.set(xlabel="activation bits", ylabel=f"{metric} (lower is better)", title=title)
-        return _svg(figure, "bits", title, _keys(quantised, paint))
+        return svg(figure, "bits", title, _keys(quantised, paint))
 
 
 def quality_and_size(rows: Sequence[Row], floor: float, metric: str) -> str:
@@ -110,42 +93,10 @@ def quality_and_size(rows: Sequence[Row], floor: float, metric: str) -> str:
             )
         _level(axes, "real images (floor)", floor, ":")
         axes.margins(x=0.15)
-        _log_if_wide(axes, "x", [row.figures["size"].mean / 1e3 for row in good])
-        _log_if_wide(axes, "y", [floor, *(row.figures["FD"].mean for row in good)])
+        log_if_wide(axes, "x", [row.figures["size"].mean / 1e3 for row in good])
+        log_if_wide(axes, "y", [floor, *(row.figures["FD"].mean for row in good)])
         axes.set(xlabel="packed file, kB", ylabel=f"{metric} (lower is better)", title=title)
-        return _svg(figure, "size", title, _keys(good, paint))
-
-
-def ablation_plot(ablation: Ablation) -> str:
-    """y against x, a colour for each value of `series`: lines where x is a number, else dots beside the names."""
-    plan, title = ablation.plot, f"{ablation.title} ({ablation.label})"
-    settings = list(dict.fromkeys(row[plan.x] for row in ablation.rows))
-    numeric = all(isinstance(x, int | float) for x in settings)
-    with plt.style.context(STYLE):
-        figure, axes = plt.subplots(figsize=None if numeric else (5.0, 1.2 + 0.36 * len(settings)))
-        for i, name in enumerate(dict.fromkeys(str(row[plan.series]) for row in ablation.rows)):
-            own = [row for row in ablation.rows if str(row[plan.series]) == name]
-            points = [(row[plan.x], row[plan.y]) for row in own if isinstance(row[plan.y], int | float)]
-            look = {
-                "marker": list(MARKERS.values())[i % len(MARKERS)],
-                "color": PALETTE[i % len(PALETTE)],
-                "label": name,
-            }
-            if numeric:
-                axes.plot(*zip(*points, strict=True) if points else ((), ()), **look)
-            else:
-                axes.plot([y for _, y in points], [settings.index(x) for x, _ in points], linestyle="", **look)
-        if plan.log:
-            _logarithmic(axes, "y" if numeric else "x")
-        if numeric:
-            axes.set_xticks(sorted(settings), [f"{x:g}" for x in sorted(settings)])
-            axes.set(xlabel=plan.xlabel, ylabel=plan.ylabel)
-        else:
-            axes.set_yticks(range(len(settings)), [textwrap.fill(str(x), 30) for x in settings])
-            axes.set_ylim(len(settings) - 0.5, -0.5)
-            axes.set(xlabel=plan.ylabel, ylabel=plan.xlabel)
-        axes.set_title(title)
-        return _svg(figure, f"ablation-{re.sub('[^A-Za-z0-9]', '-', ablation.name)}", title, axes.get_lines())
+        return svg(figure, "size", title, _keys(good, paint))
 
 
 def _lines(rows: Sequence[Row]) -> list[list[Row]]:
@@ -194,30 +145,3 @@ def _keys(rows: Sequence[Row], paint: dict[str, str]) -> list[Line2D]:
     if any(row.status == "diverged" for row in rows):
         marks["diverged"] = "x"
     return keys + [Line2D([], [], color=INK, linestyle="", marker=mark, label=name) for name, mark in marks.items()]
-
-
-def _log_if_wide(axes: Axes, which: str, values: Sequence[float]) -> None:
-    if values and min(values) > 0 and max(values) / min(values) >= WIDE:
-        _logarithmic(axes, which)
-
-
-def _logarithmic(axes: Axes, which: str) -> None:
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axes.set(**{f"{which}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
-
-
-def _svg(figure: Figure, name: str, title: str, handles: Sequence) -> str:
-    """The figure, with its legend below when there is more than one thing to tell apart, as an <svg> element whose ids start with `name`."""
-    if len(handles) > 1:
-        figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(handles) // 2))
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    plt.close(figure)
-    text = re.sub(r"<metadata>.*?</metadata>", "", out.getvalue(), flags=re.DOTALL)
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)

@@ -9,7 +9,6 @@ from robuq_bench import provenance
 from robuq_bench.config.base import Model, build
 from robuq_bench.files import read_json
 
-
 DASH = "–"  # no value
 
 

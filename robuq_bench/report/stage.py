@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", default="", metavar="K=V,...", help="overrides of the preset")
     parser.add_argument("--results", type=Path, help="folder with <recipe>/<variant>/seed<k>/")
     parser.add_argument("--table", type=Path, help="JSON of `robuq-bench table`")
-    parser.add_argument("--ablation", type=Path, nargs="+", default=[], help="JSON of ablations, in this order")
+    parser.add_argument("--ablation", type=Path, nargs="+", action="extend", default=[], help="JSON of ablations")
     parser.add_argument("--out", type=Path, required=True, help="HTML to write")
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robuq_bench import provenance
-from robuq_bench.config.preset import Preset, load_preset
+from robuq_bench.config.preset import Preset, Training, load_preset
 from robuq_bench.config.recipe import Variant, load_variant
 from robuq_bench.data import ImageSet
 from robuq_bench.devices import describe, use
@@ -68,26 +68,13 @@ def run(args: argparse.Namespace) -> None:
     )
     model.to(device)
     label = f"train {args.recipe} {args.variant} seed {args.seed}"
-    signal, labels = to_signal(train_set.images), torch.from_numpy(train_set.labels)
     status, reason, facts = "ok", "", {}
     try:
         check_profiled(args.bits)
         if variant.method.training == "ptq":
             outcome = Outcome({}, [])
         else:
-            outcome = train(
-                model,
-                signal,
-                labels,
-                len(train_set.classes),
-                plan,
-                args.seed,
-                state,
-                label,
-                device,
-                teacher=_teacher(preset, train_set, args.start, device) if variant.method.loss == "distil" else None,
-                phases=variant.method.phases,
-            )
+            outcome = fit(model, preset, variant, plan, train_set, args.seed, args.start, state, label, device)
         facts = _finish(model, outcome, held_out, device, label)
         losses = outcome.losses
     except Diverged as error:
@@ -154,6 +141,26 @@ def full_precision(preset: Preset, shape: dit.Shape, start: Path) -> nn.Module:
     model = dit.build(preset.model, shape)
     checkpoint.load_into(model, tensors, start)
     return model
+
+
+def fit(
+    model: nn.Module,
+    preset: Preset,
+    variant: Variant,
+    plan: Training,
+    train_set: ImageSet,
+    run_seed: int,
+    start: Path | None,
+    state: State,
+    label: str,
+    device: str,
+) -> Outcome:
+    """Train a prepared model as the recipe says, for the steps of `plan`. Raises Diverged."""
+    signal, labels = to_signal(train_set.images), torch.from_numpy(train_set.labels)
+    teacher = _teacher(preset, train_set, start, device) if variant.method.loss == "distil" else None
+    phases = variant.method.phases
+    no_class = len(train_set.classes)
+    return train(model, signal, labels, no_class, plan, run_seed, state, label, device, teacher, phases)
 
 
 def _teacher(preset: Preset, train_set: ImageSet, start: Path, device: str) -> nn.Module:

@@ -63,9 +63,7 @@ def test_damaged_images(tmp_path, refused, write_idx, damage, says):
     assert says in refused("idx", tmp_path, path)
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda data: data[:-6], lambda data: data[:15] + b"\xff" * 9, lambda data: b"no"]
-)
+@pytest.mark.parametrize("damage", [lambda data: data[:-6], lambda data: data[:15] + b"\xff" * 9, lambda data: b"no"])
 def test_damaged_gzip(tmp_path, refused, write_idx, damage):
     path = write_idx(tmp_path, IMAGES, LABELS, packed=True) / "train-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))

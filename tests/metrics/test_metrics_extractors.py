@@ -41,9 +41,7 @@ def test_lite0_reproduces_the_reference_network(lite0):
     golden = [-2.801405, -3.961174, -8.893485, -8.125413, 8.298268]
     assert spatial[[0, 1, 7, 56, 447]] == pytest.approx(golden, abs=1e-4 * 28.8)
     assert np.abs(spatial).sum() == pytest.approx(2630.4121, rel=1e-4)
-    assert probabilities[[392, 506, 117, 646]] == pytest.approx(
-        [0.192145, 0.157113, 0.082306, 0.07126], rel=1e-3
-    )
+    assert probabilities[[392, 506, 117, 646]] == pytest.approx([0.192145, 0.157113, 0.082306, 0.07126], rel=1e-3)
 
 
 def test_lite0_shapes_and_types(lite0):

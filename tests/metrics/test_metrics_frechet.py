@@ -47,9 +47,7 @@ def test_null_directions_cost_no_precision(rng):
 def test_disjoint_supports(rng):
     """Covariances that share no direction: the cross term is 0, the worst case for a square root."""
     a, b = np.diag([1.0, 2.0, 0, 0]), np.diag([0, 0, 3.0, 4.0])
-    assert frechet_distance(Moments(np.zeros(4), a, 9), Moments(np.zeros(4), b, 9)) == pytest.approx(
-        10, rel=1e-12
-    )
+    assert frechet_distance(Moments(np.zeros(4), a, 9), Moments(np.zeros(4), b, 9)) == pytest.approx(10, rel=1e-12)
 
 
 def test_moments_are_those_of_numpy_in_float64(rng):
@@ -57,9 +55,7 @@ def test_moments_are_those_of_numpy_in_float64(rng):
     m = moments(rows)
     assert m.mean.dtype == m.covariance.dtype == np.float64
     np.testing.assert_allclose(m.mean, rows.astype(np.float64).mean(0), rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(
-        m.covariance, np.cov(rows.astype(np.float64), rowvar=False), rtol=1e-12, atol=1e-14
-    )
+    np.testing.assert_allclose(m.covariance, np.cov(rows.astype(np.float64), rowvar=False), rtol=1e-12, atol=1e-14)
 
 
 def test_a_large_mean_cancels_nothing(rng):
@@ -97,9 +93,7 @@ def test_symmetric_and_not_negative(seed, d, scale):
 def test_a_translation_costs_its_squared_length(seed, shift):
     rows = np.random.default_rng(seed).normal(size=(40, 4))
     expected = float(np.square(shift).sum())
-    assert frechet_distance(moments(rows), moments(rows + shift)) == pytest.approx(
-        expected, rel=1e-9, abs=1e-9
-    )
+    assert frechet_distance(moments(rows), moments(rows + shift)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("n", [1, 7, 8])

@@ -113,9 +113,7 @@ def test_worse_images_score_worse(make_features):
 
 def test_a_model_without_variety_has_precision_and_no_recall(make_features):
     fake = make_features(200, seed=2)
-    row = evaluate(
-        replace(fake, pooled=fake.pooled * np.float32(0.2)), build_reference([make_features(400, seed=1)])
-    )
+    row = evaluate(replace(fake, pooled=fake.pooled * np.float32(0.2)), build_reference([make_features(400, seed=1)]))
     assert row["precision"] > 0.95
     assert row["recall"] < 0.2
 

@@ -13,9 +13,7 @@ def naive_kid(x, y) -> float:
         return (sum(p * q for p, q in zip(a, b, strict=True)) / len(a) + 1) ** 3
 
     def within(s):
-        return sum(k(a, b) for i, a in enumerate(s) for j, b in enumerate(s) if i != j) / (
-            len(s) * (len(s) - 1)
-        )
+        return sum(k(a, b) for i, a in enumerate(s) for j, b in enumerate(s) if i != j) / (len(s) * (len(s) - 1))
 
     return within(x) + within(y) - 2 * sum(k(a, b) for a in x for b in y) / (len(x) * len(y))
 

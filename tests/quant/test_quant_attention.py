@@ -31,9 +31,7 @@ def test_probabilities_have_steps_of_one_in_255():
     query, key = torch.ones(1, 1, 2, 1), torch.tensor([[[[score], [0.0]]]])
     value = torch.tensor([[[[127.0], [0.0]]]])
     rounded = round(float(torch.sigmoid(torch.tensor(score))) * 255) / 255
-    torch.testing.assert_close(
-        EightBitAttention()(query, key, value)[0, 0, :, 0] / 127, torch.full((2,), rounded)
-    )
+    torch.testing.assert_close(EightBitAttention()(query, key, value)[0, 0, :, 0] / 127, torch.full((2,), rounded))
 
 
 def test_values_are_scaled_per_channel_over_tokens():

@@ -76,9 +76,7 @@ def test_error_of_each_grid(format, bits, table, expected):
     assert mse(codes(format, bits) * gaussian.step(format, bits, table)) == pytest.approx(expected, abs=6e-6)
 
 
-@pytest.mark.parametrize(
-    ("bits", "alpha"), [(1, 0.79788), (1.58, 1.22401), (2, 1.49353), (3, 2.05107), (4, 2.51393)]
-)
+@pytest.mark.parametrize(("bits", "alpha"), [(1, 0.79788), (1.58, 1.22401), (2, 1.49353), (3, 2.05107), (4, 2.51393)])
 def test_quest_table(bits, alpha):
     """QuEST's clip scales (paper-facts 4b): step = 2 alpha / (levels - 1)."""
     format, levels = ("ternary", 3) if bits == 1.58 else ("midrise", 2**bits)
@@ -135,9 +133,7 @@ def test_conditional_mean_on_the_normal():
     """Threshold E|x|/2 = 0.3989, 69.0 % non-zero, scale 1.0680 (paper-facts 1.2)."""
     threshold = norm.pdf(0)
     alpha = norm.pdf(threshold) / norm.sf(threshold)
-    value = Quantiser(Spec(format="ternary", granularity="channel", scale="conditional_mean"), 1.58)(
-        quantiles(200_000)
-    )
+    value = Quantiser(Spec(format="ternary", granularity="channel", scale="conditional_mean"), 1.58)(quantiles(200_000))
     assert (value != 0).double().mean().item() == pytest.approx(2 * norm.sf(threshold), abs=1e-4)
     assert value.max().item() == pytest.approx(alpha, abs=1e-4)
     assert (threshold, 2 * norm.sf(threshold), alpha) == pytest.approx((0.3989, 0.690, 1.0680), abs=1e-4)

@@ -52,9 +52,7 @@ def test_rotation_in_float64_is_exact_to_float64():
     torch.testing.assert_close(rotate(x, 1152), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("n", "width"), [(128, 128), (192, 64), (512, 128), (1152, 128), (4608, 128), (48, 16)]
-)
+@pytest.mark.parametrize(("n", "width"), [(128, 128), (192, 64), (512, 128), (1152, 128), (4608, 128), (48, 16)])
 def test_blocks_of_128_or_the_largest_power_of_two_below(n, width):
     assert block_width(n, "block-128") == width
     x = torch.randn(5, n, generator=torch.Generator().manual_seed(n))

@@ -43,9 +43,7 @@ def test_without_quantisers_nothing_changes_in_float64():
     x = tokens(7, 48, dtype=torch.float64)
     expected = linear(dtype=torch.float64)(x)
     for rotation, branch in product([None, "full", "block-128"], [None, LowRank(rank=5)]):
-        layer = QuantLinear(
-            linear(dtype=torch.float64), None, None, rotation, signs() if rotation else None, branch
-        )
+        layer = QuantLinear(linear(dtype=torch.float64), None, None, rotation, signs() if rotation else None, branch)
         torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
 
 
@@ -68,9 +66,7 @@ def test_forward_is_the_formula():
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("inputs", "outputs", "rank"), [(48, 32, 1), (48, 32, 16), (48, 96, 16), (192, 48, 47)]
-)
+@pytest.mark.parametrize(("inputs", "outputs", "rank"), [(48, 32, 1), (48, 32, 16), (48, 96, 16), (192, 48, 47)])
 @pytest.mark.parametrize("rotation", [None, "full"])
 def test_branch_is_the_best_approximation_of_its_rank(inputs, outputs, rank, rotation):
     """Eckart-Young: what remains has the norm of the singular values left out; rotation keeps them."""
@@ -100,9 +96,7 @@ def test_zero_branch_starts_silent_and_can_learn():
 
 @pytest.mark.parametrize("rank", [32, 33, 100])
 def test_rank_that_does_not_fit_is_refused(rank, refused):
-    refused(
-        lambda: QuantLinear(linear(), None, None, low_rank=LowRank(rank=rank)), "low_rank.rank", rank, "32x48"
-    )
+    refused(lambda: QuantLinear(linear(), None, None, low_rank=LowRank(rank=rank)), "low_rank.rank", rank, "32x48")
 
 
 def test_branch_sees_the_unquantised_input():

@@ -43,9 +43,7 @@ def test_levels_are_counted(format, scale, bits):
     row = torch.from_numpy(norm.ppf((np.arange(2**16) + 0.5) / 2**16)).float()[None]
     levels = 3 if format == "ternary" else 2**bits
     if (format, scale) == ("midtread", "absmax"):
-        levels -= (
-            1  # symmetric: the largest magnitude is the outermost positive level, so -2^(b-1) stays unused
-        )
+        levels -= 1  # symmetric: the largest magnitude is the outermost positive level, so -2^(b-1) stays unused
     assert len(quantiser(format, scale, bits)(row).unique()) == levels
 
 
@@ -70,11 +68,7 @@ def test_each_value_goes_to_its_nearest_level(format, scale, bits):
     x = normal(5, 64, dtype=torch.float64)
     s = q.scale(x)
     codes = torch.arange(q.grid.low, q.grid.high + 1, dtype=torch.float64)
-    units = (
-        torch.tensor(lloyd_max(bits)).double()
-        if format == "lloyd_max"
-        else codes + 0.5 * (format == "midrise")
-    )
+    units = torch.tensor(lloyd_max(bits)).double() if format == "lloyd_max" else codes + 0.5 * (format == "midrise")
     levels = units * s.step + (0 if s.offset is None else s.offset)
     nearest = (x[..., None] - levels[:, None]).abs().min(-1).values
     torch.testing.assert_close((x - q(x)).abs(), nearest, rtol=0, atol=1e-6)
@@ -152,9 +146,7 @@ def test_a_tensor_has_one_scale(format, scale, bits):
 
 
 @pytest.mark.parametrize(("n", "group"), [(192, 64), (48, 16), (40, 8)])
-@pytest.mark.parametrize(
-    ("format", "scale", "bits"), [("ternary", "absmean", 1.58), ("asymmetric", "minmax", 3)]
-)
+@pytest.mark.parametrize(("format", "scale", "bits"), [("ternary", "absmean", 1.58), ("asymmetric", "minmax", 3)])
 def test_a_group_of_64_neighbours_has_its_own_scale(format, scale, bits, n, group):
     """Where 64 does not divide the width, the largest power of two that does."""
     x = normal(2, 5, n) * torch.logspace(-2, 2, n)
@@ -208,9 +200,7 @@ def test_min_max_activations():
     x = normal(6, 64, dtype=torch.float64).numpy() + 1
     low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
     expected = np.round((x - low) / (high - low) * 3) * (high - low) / 3 + low
-    np.testing.assert_allclose(
-        quantiser("asymmetric", "minmax", 2)(torch.from_numpy(x)), expected, rtol=1e-12
-    )
+    np.testing.assert_allclose(quantiser("asymmetric", "minmax", 2)(torch.from_numpy(x)), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("bits", "step"), [(2, 0.9956867), (3, 0.5860194), (4, 0.3352006)])
@@ -312,7 +302,10 @@ def test_clipped_mask_by_hand():
     assert torch.equal(actual, torch.tensor([[0.0, 1.0, 1.0]]))
 
 
-@given(case=st.sampled_from([c for c in ALL if c[1] in ("rms", "mean_abs") and c[0] != "lloyd_max"]), seed=st.integers(0, 99))
+@given(
+    case=st.sampled_from([c for c in ALL if c[1] in ("rms", "mean_abs") and c[0] != "lloyd_max"]),
+    seed=st.integers(0, 99),
+)
 def test_trusted_is_unclipped_where_levels_fit_their_cells(case, seed):
     x, outer = normal(4, 64, seed=seed), normal(4, 64, seed=1)
     trust, clipped = (gradient(quantiser(*case, estimator=e), x, outer) for e in ("trust", "clipped"))
@@ -323,6 +316,4 @@ def test_trusted_is_unclipped_where_levels_fit_their_cells(case, seed):
 @pytest.mark.parametrize(("bits", "estimator"), list(product([2, 4], ["trust", "clipped"])))
 def test_min_max_clips_nothing(bits, estimator):
     x, outer = normal(4, 64), normal(4, 64, seed=1)
-    assert torch.equal(
-        gradient(quantiser("asymmetric", "minmax", bits, estimator=estimator), x, outer), outer
-    )
+    assert torch.equal(gradient(quantiser("asymmetric", "minmax", bits, estimator=estimator), x, outer), outer)

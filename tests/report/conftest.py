@@ -1,6 +1,5 @@
-"""A pretend benchmark in a temporary folder: recipes, a preset, and the files that the other stages would have written."""
+"""A pretend benchmark in a temporary folder: recipes, a preset, and the files that other stages would have written."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 import yaml
 
 from robuq_bench.cli import main
+from robuq_bench.config.base import override
 from robuq_bench.config.preset import DiT
 from robuq_bench.config.recipe import load_variant
 from robuq_bench.files import read_json, sha256_file, write_json
@@ -45,12 +45,16 @@ QUANTISERS = {
     "weight": {"format": "ternary", "granularity": "channel", "scale": "absmean"},
     "activation": {"format": "midrise", "granularity": "token", "scale": "rms"},
 }
+TIMED = {"label": "simulated", "p20_ms": 1.0, "p80_ms": 30.0, "batch": 4, "repeats": 3, "device": "cpu"}
+IMAGES = np.full((8, 8, 8, 1), 100, np.uint8)
 VARIANTS = {"W1.58A2": {}, "W1.58A4": {}}
 SOURCE = "a figure"
 
 
 class Lab:
     """Writes recipes and runs; calls the real command line. Paths are relative to its folder."""
+
+    classes = 2
 
     def __init__(self, root: Path):
         self.root, self.results = root, root / "results"
@@ -71,7 +75,7 @@ class Lab:
         (self.root / "config/tiny.yaml").write_text(yaml.safe_dump(PRESET | changes))
 
     def recipe(self, name: str, **fields) -> None:
-        quantised = fields.get("training", "qat") == "qat"
+        quantised = fields.get("training") != "none"
         fields = {
             "training": "qat",
             "citation": f"{name}, 2026",
@@ -85,46 +89,39 @@ class Lab:
     def folder(self, row: str, seed: int = 0) -> Path:
         return self.results / row / f"seed{seed}"
 
-    def run(self, row: str, seed: int = 0, diverged: str = "", images=None, losses=(3.0, 2.0, 1.0), **figures) -> None:
-        """Files of one run; `figures`: scores to change, `loss`, `ms`."""
+    def run(self, row: str, seed: int = 0, diverged: str = "", **figures) -> None:
+        """The files of one run. `figures`: scores to change; loss, losses, size, ms, bits, images."""
+        given = {"loss": 0.25, "losses": [3.0, 2.0, 1.0], "size": 10_000, "ms": 12.5, "bits": {}, "images": IMAGES}
+        given = {key: figures.pop(key, value) for key, value in given.items()}
         folder = self.folder(row, seed)
-        recipe, name = row.rsplit("/", 1)
-        variant = load_variant(recipe, name)
         stage = {"status": "diverged" if diverged else "ok", "reason": diverged, "provenance": PROVENANCE}
-        loss, ms = figures.pop("loss", 0.25), figures.pop("ms", 12.5)
-        size = figures.pop("floats", 2048)
-        card = checkpoint.Card(
-            kind="packed", preset="tiny", variant=variant, seed=seed, model=DiT(**PRESET["model"]),
-            shape=Shape(8, 1, 2), bits={"0.qkv": variant.activation_bits}, status=stage["status"],
-            reason=diverged, facts={}, provenance=PROVENANCE,
-        )  # fmt: skip
-        tensors = {} if diverged else {"w": torch.full((size,), float(seed))}
-        checkpoint.save(folder / "packed.safetensors", tensors, card)
-        packed = sha256_file(folder / "packed.safetensors")
-        held_out = {} if diverged else {"held_out_loss": loss, "trivial_loss": 1.7}
-        write_json(folder / "train.json", stage | {"losses": list(losses), "plan": {}} | held_out)
-        metrics = {"scores": None if diverged else scores(**figures), "protocol": sampling(), "packed": packed}
-        write_json(folder / "metrics.json", stage | metrics | {"sampled": PROVENANCE})
-        timed = {"label": "simulated", "median_ms": ms, "p20_ms": 1.0, "p80_ms": 30.0, "batch": 4, "repeats": 3}
-        measured = {"size": {"bytes": (folder / "packed.safetensors").stat().st_size, "label": "packed"}}
-        latency = None if diverged else timed | {"device": "cpu"}
-        write_json(folder / "measure.json", stage | measured | {"latency": latency, "packed": packed})
-        images = np.full((8, 8, 8, 1), 10 * seed, np.uint8) if images is None else images
-        labels = np.arange(len(images)) % 2
-        if diverged:
-            images, labels = images[:0], labels[:0]
-        archive.save(folder / "samples.npz", archive.Samples(images, labels, stage | {"packed": packed}))
+        card = self.card(row, seed, given["bits"], stage)
+        weights = {} if diverged else {"w": torch.tensor([figures.get("FD", 0.0)])}
+        checkpoint.save(folder / "packed.safetensors", weights, card)
+        about = stage | {"packed": sha256_file(folder / "packed.safetensors")}
+
+        held_out = {} if diverged else {"held_out_loss": given["loss"], "trivial_loss": 1.7}
+        write_json(folder / "train.json", stage | {"losses": given["losses"], "plan": {}} | held_out)
+        found = None if diverged else scores(**figures)
+        write_json(folder / "metrics.json", about | {"scores": found, "protocol": sampling(), "sampled": PROVENANCE})
+        timed = None if diverged else TIMED | {"median_ms": given["ms"]}
+        size = {"bytes": given["size"], "label": "packed"}
+        write_json(folder / "measure.json", about | {"size": size, "latency": timed})
+        images = given["images"][:0] if diverged else given["images"]
+        samples = archive.Samples(images, np.arange(len(images)) % self.classes, about)
+        archive.save(folder / "samples.npz", samples)
+
+    def card(self, row: str, seed: int, bits: dict[str, int], stage: dict) -> checkpoint.Card:
+        variant = load_variant(*row.rsplit("/", 1))
+        uniform = dict.fromkeys(("blocks.0.qkv", "blocks.0.fc1"), variant.activation_bits)
+        facts = {"kind": "packed", "preset": "tiny", "variant": variant, "seed": seed, "facts": {}}
+        facts |= {"model": DiT(**PRESET["model"]), "shape": Shape(8, 1, self.classes)}
+        return checkpoint.Card(**facts, **stage, bits=uniform | {"blocks.0.adaln": 4} | bits)
 
     def change(self, path: str, **fields) -> None:
-        """Replace keys of a JSON file below results/; a dotted key goes one level down."""
-        record = read_json(self.results / path)
-        for key, value in fields.items():
-            head, _, rest = key.partition("__")
-            if rest:
-                record[head][rest] = value
-            else:
-                record[head] = value
-        (self.results / path).write_text(json.dumps(record))
+        """Replace keys of a JSON file below results/; `head__key` goes one level down."""
+        changes = {key.replace("__", "."): value for key, value in fields.items()}
+        write_json(self.results / path, override(read_json(self.results / path), changes))
 
     def table(self, *more: str) -> int:
         return main(["table", "--preset", "tiny", "--results", "results", "--out", "results/table", *more])
@@ -164,7 +161,7 @@ def lab(tmp_path, monkeypatch) -> Lab:
     """Three rows, one seed, Alpha better than Beta."""
     monkeypatch.chdir(tmp_path)
     lab = Lab(tmp_path)
-    lab.run("full/W32A32", FD=1.5, IS=5.0, loss=0.2, floats=32768)
+    lab.run("full/W32A32", FD=1.5, IS=5.0, loss=0.2, size=123_456)
     lab.run("alpha/W1.58A2", FD=2.25, IS=4.0)
     lab.run("beta/W1.58A2", FD=4.5, KID=-0.00001, loss=0.5)
     return lab

@@ -18,7 +18,7 @@ rule probe:
 
 
 rule ablate:
-    """Collect the rows of one ablation of config/ablations.yaml."""
+    """Collect the rows of one ablation of workflows/ablations.yaml."""
     input:
         ablation_inputs,
         "<results>/{preset}/reference/floor.json",

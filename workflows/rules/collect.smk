@@ -26,7 +26,7 @@ rule ablation_quantizer:
         f"reports/{PRESET}/ablation_quantizer.html",
 
 
-# One target per ablation of config/ablations.yaml, and all of them.
+# One target per ablation of workflows/ablations.yaml, and all of them.
 for name, ablation in ABLATIONS.items():
 
     rule:

@@ -3,6 +3,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from robuq_bench.allocate.costs import LATENCY_TABLE
 from robuq_bench.config.ablation import load_ablations
 from robuq_bench.config.preset import load_preset
 from robuq_bench.config.recipe import FOLDER as RECIPES
@@ -59,6 +60,13 @@ def plan(wildcards):
     """The training block that applies: full-precision training or QAT."""
     chosen = preset(wildcards.preset)
     return chosen.train if variant(wildcards).method.training == "none" else chosen.qat
+
+
+def latency_table(wildcards):
+    """The engine's measurements where bits are allocated by them; when there are none, the job says so."""
+    plan = variant(wildcards).method.allocation
+    path = Path(plan.latency_table or LATENCY_TABLE) if plan and plan.cost == "latency" else None
+    return [str(path)] if path and path.exists() else []
 
 
 def gpus(wildcards):

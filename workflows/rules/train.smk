@@ -6,6 +6,11 @@ rule train:
             if variant(w).method.training == "none"
             else f"<results>/{w.preset}/full_precision/W32A32/seed0/model.safetensors"
         ),
+        bits=lambda w: (
+            f"<results>/{w.preset}/{w.recipe}/{w.variant}/seed{w.seed}/bits.json"
+            if variant(w).method.allocation
+            else []
+        ),
     output:
         model=f"{ROW}/model.safetensors",
         curve=f"{ROW}/train.json",
@@ -20,11 +25,12 @@ rule train:
         plan=lambda w: plan(w).model_dump_json(),
         method=method,
         start=lambda w, input: f"--start {input.start}" if input.start else "",
+        bits=lambda w, input: f"--bits '{input.bits}'" if input.bits else "",
         set=SET,
         state=STATE,
     shell:
         "robuq-bench train --preset {wildcards.preset} {params.set} --recipe '{wildcards.recipe}'"
-        " --variant {wildcards.variant} --seed {wildcards.seed} {params.start} --model '{output.model}'"
+        " --variant {wildcards.variant} --seed {wildcards.seed} {params.start} {params.bits} --model '{output.model}'"
         " --curve '{output.curve}' --state '{params.state}' --record-divergence --log '{log}'"
 
 

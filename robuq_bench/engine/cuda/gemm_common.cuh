@@ -34,6 +34,13 @@ constexpr int PIECE = 64 * 16;    // bytes: 64 rows of one unit of one plane
 
 __device__ __forceinline__ unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 
+// Hopper may launch a kernel while the one before it ends; nothing that one wrote is touched before this.
+__device__ __forceinline__ void follow_on() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ void worker_barrier(int worker) {
   asm volatile("bar.sync %0, 128;" ::"r"(worker + 1) : "memory");
 }
@@ -95,6 +102,13 @@ __device__ __forceinline__ Tokens load_tokens(const Gemm& p, int row0, int lane)
 
 __device__ __forceinline__ bool inside(const Gemm& p, int row0, int rows, int n0) {
   return row0 + rows <= p.m && n0 + BN <= p.n && p.n % 8 == 0;
+}
+
+// On its way before the tile is multiplied: the residual, one line of 128 bytes a thread.
+__device__ __forceinline__ void fetch_residual(const Gemm& p, int row0, int n0, int lane) {
+  const int row = row0 + (lane >> 2) + 8 * (lane & 1), n = n0 + 64 * (lane >> 1 & 1);
+  if (EPILOGUE == 2 && row < p.m && n < p.n)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p.residual + (long long)row * p.n + n));
 }
 
 // Finish 16 tokens x `GROUPS` times 32 channels held by one warp; acc[j] has the code sum taken off. The packed weights

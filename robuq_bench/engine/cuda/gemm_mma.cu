@@ -79,6 +79,7 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
   const unsigned ring = shared_address(memory + WEIGHTS + worker * STAGES * STAGE);
   const int m_pieces = (p.m + 63) / 64, n_pieces = (p.n + 63) / 64;
 
+  follow_on();
   int at = -1;
   for (Run run; next_run(p, at, run);) {
     const int n0 = run.n_tile * BN;
@@ -115,6 +116,8 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
 
     int slot = 0;
     for (int tile = worker; tile < run.tiles; tile += WORKERS) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) fetch_residual(p, (run.first + tile) * BM + warp_m * 64 + i * 16, n0 + warp_n * WARP_N, lane);
       int acc[4][NT][4] = {};
       for (int plane = p.bits - 1; plane >= 0; plane--) {
         for (int chunk = 0; chunk < UNITS / CHUNK; chunk++) {

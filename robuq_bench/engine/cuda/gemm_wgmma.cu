@@ -49,6 +49,7 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
     asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(barriers + threadIdx.x)) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 
+  follow_on();
   int at = -1, runs = 0, slot = 0, parity = 0;
   for (Run run; next_run(p, at, run); runs++) {
     const int n0 = run.n_tile * BN;
@@ -86,6 +87,7 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
       const int row0 = (run.first + tile) * BM + (thread >> 5) * 16;
       const bool whole = inside(p, (run.first + tile) * BM, BM, n0);
       const Tokens tokens = whole ? load_tokens<true>(p, row0, lane) : load_tokens<false>(p, row0, lane);
+      fetch_residual(p, row0, n0, lane);
       int acc[BN / 8][4] = {};
       for (int plane = p.bits - 1; plane >= 0; plane--) {
         for (int chunk = 0; chunk < CHUNKS; chunk++) {

@@ -3,11 +3,11 @@
 //
 // A token [N] is seen as X [R, C], C = 32 BLOCKS; the rotation is Y = mix^T X H_C * NORM with any R x R matrix of small
 // integers (a Hadamard matrix for the full rotation, the identity for rotation in blocks of C). BLOCKS warps do one token,
-// one warp each block of 32 columns of Y: the butterflies between blocks are taken on the way in, as sums of X.
-// mix^T X runs on the tensor cores in bf16: the matrix is exact, and X is split in two bf16 halves, so 16 bits of X take part
-// (all of X when nothing comes before). The other 5 butterflies of H_C run over a warp's registers and lanes.
+// each a block of 32 columns. mix^T X runs on the tensor cores in bf16: the matrix is exact, and X is split in two bf16
+// halves, so 16 bits of X take part (all of X when nothing comes before). Five butterflies of H_C run over a warp's
+// registers and lanes, and those between blocks through shared memory.
 //
-// Macros: R, BLOCKS, BITS, PRE = 0 nothing | 1 LayerNorm and modulate | 2 GELU(tanh), RANK, CENTER = 0 | 1.
+// Macros: R, BLOCKS, TOKENS (of a round of a thread block), BITS, PRE = 0 nothing | 1 LayerNorm and modulate | 2 GELU(tanh), RANK, CENTER = 0 | 1.
 
 struct Rowwise {
   const uint2* x;                 // [M][N] bf16
@@ -25,10 +25,10 @@ struct Rowwise {
   float norm, cell, rounding, epsilon;
 };
 
-constexpr int C = 32 * BLOCKS, N = R * C, UNITS = N / 128, TOKENS = BLOCKS > 2 ? 4 : 8, WARPS = TOKENS * BLOCKS;
+constexpr int C = 32 * BLOCKS, N = R * C, UNITS = N / 128, WARPS = TOKENS * BLOCKS;
 constexpr int SLOTS = (R + 3) / 4;       // rows 4 q + t of X that a thread feeds, t = lane % 4
 constexpr int K_TILES = (SLOTS + 3) / 4, OUT = (R + 7) / 8, M_TILES = (OUT + 1) / 2;
-constexpr bool SPLIT = PRE || BLOCKS > 1;  // otherwise X is bf16 as it comes
+constexpr bool SPLIT = PRE != 0;         // otherwise X is bf16 as it comes
 constexpr int STRIDE = N / 2 + 4;        // words of a token in shared memory; the 4 spread the banks
 static_assert(N % 128 == 0 && R <= 48, "width");
 
@@ -102,13 +102,19 @@ __device__ __forceinline__ float token_sum(float v, float* scratch, int token, i
   return v;
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS == 1 ? 2 : 1) rowwise(const __grid_constant__ Rowwise p) {
-  // Two rounds of planes [BITS][UNITS][TOKENS][4]; with RANK, TOKENS tokens of bf16 and WARPS x 128 floats as well.
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) rowwise(const __grid_constant__ Rowwise p) {
+  // Two rounds of planes [BITS][UNITS][TOKENS][4]; with BLOCKS > 1, what its warps exchange; with RANK, TOKENS tokens of
+  // bf16 and WARPS x 128 floats.
   extern __shared__ unsigned memory[];
-  unsigned* rotated = memory + 2 * BITS * UNITS * TOKENS * 4;
-  __shared__ float scratch[3][WARPS];
+  float4* exchange = (float4*)(memory + 2 * BITS * UNITS * TOKENS * 4);
+  unsigned* rotated = (unsigned*)(exchange + (BLOCKS > 1 ? WARPS * OUT * 2 * 32 : 0));
+  __shared__ float scratch[5][WARPS];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
   const int block = warp % BLOCKS, own = warp / BLOCKS;  // of the columns of Y, of the tokens of this round
+
+#if __CUDA_ARCH__ >= 900  // see gemm_common.cuh
+  asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
+#endif
 
   unsigned mix[M_TILES][K_TILES][4];
 #pragma unroll
@@ -120,15 +126,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS == 1 ? 2 : 1) ro
     mix[tile_m][tile_k][part] = 16 * tile_m + 8 * (part & 1) < R ? bf16_pair(a, b) : 0;
   }
   // Signs of what a thread reads, columns 4 g .. 4 g + 3 of a row: four bits a row, or masks for pairs of bf16.
-  unsigned negate[BLOCKS][(SLOTS + 7) / 8] = {};
+  unsigned negate[(SLOTS + 7) / 8] = {};
   uint2 flip[SPLIT ? 1 : SLOTS];
 #pragma unroll
-  for (int i = 0; i < BLOCKS * SLOTS; i++) {
-    const int slot = i % SLOTS, from = i / SLOTS, row = 4 * slot + t;
-    unsigned four = row < R ? p.signs[row * BLOCKS + from] >> (4 * g) & 15 : 0;
-    if (__popc(from & block) & 1) four ^= 15;  // the butterflies between blocks
+  for (int slot = 0; slot < SLOTS; slot++) {
+    const int row = 4 * slot + t;
+    const unsigned four = row < R ? p.signs[row * BLOCKS + block] >> (4 * g) & 15 : 0;
     if (SPLIT)
-      negate[from][slot / 8] |= four << (slot % 8 * 4);
+      negate[slot / 8] |= four << (slot % 8 * 4);
     else
       flip[slot] = make_uint2((four & 1) << 15 | (four & 2) << 30, (four & 4) << 13 | (four & 8) << 28);
   }
@@ -141,42 +146,31 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS == 1 ? 2 : 1) ro
     const bool store = base + own < end;
     // Or the compiler takes every single sign out of the loop and spills them.
 #pragma unroll
-    for (int i = 0; i < BLOCKS * ((SLOTS + 7) / 8); i++) asm volatile("" : "+r"((&negate[0][0])[i]));
-    const uint2* x = p.x + (long long)token * (N / 4) + (t * C) / 4 + g;
-    auto at = [](int from, int slot) { return (4 * slot * C + 32 * from) / 4; };
+    for (int i = 0; i < (SLOTS + 7) / 8; i++) asm volatile("" : "+r"(negate[i]));
+    const int thread_at = (t * C + 32 * block) / 4 + g;
+    const uint2* x = p.x + (long long)token * (N / 4) + thread_at;
     auto there = [&](int slot) { return slot < SLOTS && 4 * slot + t < R; };
 
-    uint2 raw[SLOTS];                    // of one block at a time
-    auto read = [&](int from) {
+    uint2 raw[SLOTS];
 #pragma unroll
-      for (int slot = 0; slot < SLOTS; slot++) raw[slot] = there(slot) ? x[at(from, slot)] : make_uint2(0, 0);
-    };
-    read(0);
+    for (int slot = 0; slot < SLOTS; slot++) raw[slot] = there(slot) ? x[slot * C] : make_uint2(0, 0);
     float mean = 0.f, deviation = 1.f;
     if (PRE == 1) {
       float sum = 0.f, squares = 0.f;
 #pragma unroll
-      for (int from = 0; from < BLOCKS; from++) {
-        if (BLOCKS > 1) read(from);
+      for (int i = 0; i < SLOTS; i++)
+        sum += (low_half(raw[i].x) + high_half(raw[i].x)) + (low_half(raw[i].y) + high_half(raw[i].y));
+      mean = token_sum(sum, scratch[3], own, block) / N;
 #pragma unroll
-        for (int i = 0; i < SLOTS; i++)
-          sum += (low_half(raw[i].x) + high_half(raw[i].x)) + (low_half(raw[i].y) + high_half(raw[i].y));
-      }
-      mean = warp_sum(sum) / N;
-#pragma unroll
-      for (int from = 0; from < BLOCKS; from++) {
-        if (BLOCKS > 1) read(from);
-#pragma unroll
-        for (int i = 0; i < SLOTS; i++)
-          if (there(i)) {
-            const float a = low_half(raw[i].x) - mean, b = high_half(raw[i].x) - mean;
-            const float c = low_half(raw[i].y) - mean, d = high_half(raw[i].y) - mean;
-            squares += (a * a + b * b) + (c * c + d * d);
-          }
-      }
-      deviation = rsqrtf(warp_sum(squares) / N + p.epsilon);
+      for (int i = 0; i < SLOTS; i++)
+        if (there(i)) {
+          const float a = low_half(raw[i].x) - mean, b = high_half(raw[i].x) - mean;
+          const float c = low_half(raw[i].y) - mean, d = high_half(raw[i].y) - mean;
+          squares += (a * a + b * b) + (c * c + d * d);
+        }
+      deviation = rsqrtf(token_sum(squares, scratch[4], own, block) / N + p.epsilon);
     }
-    const long long image = PRE == 1 ? (long long)(token / p.image_tokens) * (N / 4) + (t * C) / 4 + g : 0;
+    const long long image = PRE == 1 ? (long long)(token / p.image_tokens) * (N / 4) + thread_at : 0;
 
     float d[4][M_TILES][4] = {};         // mix^T X: columns 4 (2 t + e) + j, rows g and g + 8
     if (!SPLIT) {
@@ -198,27 +192,25 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS == 1 ? 2 : 1) ro
       for (int tile_k = 0; tile_k < K_TILES; tile_k++) {
         float v[4][4] = {};              // slot, column 4 g + j
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-#pragma unroll
-          for (int from = 0; from < BLOCKS; from++) {
-            const int slot = 4 * tile_k + i;
-            if (!there(slot)) continue;
-            const uint2 r = BLOCKS == 1 ? raw[min(slot, SLOTS - 1)] : x[at(from, slot)];
-            float w[4] = {low_half(r.x), high_half(r.x), low_half(r.y), high_half(r.y)};
-            if (PRE == 1) {
-              const uint2 s = p.scale[image + at(from, slot)], o = p.shift[image + at(from, slot)];
-              w[0] = fmaf(w[0] - mean, fmaf(deviation, low_half(s.x), deviation), low_half(o.x));
-              w[1] = fmaf(w[1] - mean, fmaf(deviation, high_half(s.x), deviation), high_half(o.x));
-              w[2] = fmaf(w[2] - mean, fmaf(deviation, low_half(s.y), deviation), low_half(o.y));
-              w[3] = fmaf(w[3] - mean, fmaf(deviation, high_half(s.y), deviation), high_half(o.y));
-            }
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-              if (PRE == 2) w[j] = gelu(w[j]);
-              const unsigned bit = negate[from][slot / 8] << (31 - slot % 8 * 4 - j) & 0x80000000u;
-              v[i][j] += __uint_as_float(__float_as_uint(w[j]) ^ bit);
-            }
+        for (int i = 0; i < 4; i++) {
+          const int slot = 4 * tile_k + i;
+          if (!there(slot)) continue;
+          const uint2 r = raw[min(slot, SLOTS - 1)];
+          float w[4] = {low_half(r.x), high_half(r.x), low_half(r.y), high_half(r.y)};
+          if (PRE == 1) {
+            const uint2 s = p.scale[image + slot * C], o = p.shift[image + slot * C];
+            w[0] = fmaf(w[0] - mean, fmaf(deviation, low_half(s.x), deviation), low_half(o.x));
+            w[1] = fmaf(w[1] - mean, fmaf(deviation, high_half(s.x), deviation), high_half(o.x));
+            w[2] = fmaf(w[2] - mean, fmaf(deviation, low_half(s.y), deviation), low_half(o.y));
+            w[3] = fmaf(w[3] - mean, fmaf(deviation, high_half(s.y), deviation), high_half(o.y));
           }
+#pragma unroll
+          for (int j = 0; j < 4; j++) {
+            if (PRE == 2) w[j] = gelu(w[j]);
+            const unsigned bit = negate[slot / 8] << (31 - slot % 8 * 4 - j) & 0x80000000u;
+            v[i][j] = __uint_as_float(__float_as_uint(w[j]) ^ bit);
+          }
+        }
 #pragma unroll
         for (int j = 0; j < 4; j++) {
           const unsigned b0 = bf16_pair(v[0][j], v[1][j]), b1 = bf16_pair(v[2][j], v[3][j]);
@@ -250,6 +242,29 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS == 1 ? 2 : 1) ro
       for (int bit = 0; bit < 2; bit++)
 #pragma unroll
         for (int i = 0; i < 8; i++) r[i] = fmaf(sign[bit], r[i], __shfl_xor_sync(~0u, r[i], 1 << bit));
+    }
+
+    if (BLOCKS > 1) {                    // the butterflies between blocks
+      float4* mail = exchange + own * BLOCKS * OUT * 2 * 32 + lane;
+#pragma unroll
+      for (int i = 0; i < OUT * 2; i++) {
+        const float* r = &y[i / 2][i % 2 * 4];
+        mail[(i * BLOCKS + block) * 32] = make_float4(r[0], r[1], r[2], r[3]);
+      }
+      asm volatile("bar.sync %0, %1;" ::"r"(own + 1), "n"(32 * BLOCKS) : "memory");
+#pragma unroll
+      for (int i = 0; i < OUT * 8; i++) y[i / 8][i % 8] = 0.f;
+#pragma unroll
+      for (int from = 0; from < BLOCKS; from++) {
+        const float plus = __popc(from & block) & 1 ? -1.f : 1.f;
+#pragma unroll
+        for (int i = 0; i < OUT * 2; i++) {
+          const float4 v = mail[(i * BLOCKS + from) * 32];
+          float* r = &y[i / 2][i % 2 * 4];
+          r[0] = fmaf(plus, v.x, r[0]), r[1] = fmaf(plus, v.y, r[1]);
+          r[2] = fmaf(plus, v.z, r[2]), r[3] = fmaf(plus, v.w, r[3]);
+        }
+      }
     }
 
     if (RANK) {                          // the branch takes the rotated token before centring and rounding

@@ -1,0 +1,100 @@
+"""Packing and the bit-serial identity on the CPU: the plain counterpart of every layout decision of the kernels."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robuq_bench.engine import packing, reference
+from robuq_bench.errors import BenchError
+
+shapes = st.tuples(st.integers(1, 150), st.integers(1, 140), st.integers(1, 12).map(lambda units: 32 * units))
+
+
+def random_codes(m: int, k: int, bits: int, seed: int) -> torch.Tensor:
+    return torch.randint(0, 2**bits, (m, k), generator=torch.Generator().manual_seed(seed))
+
+
+def random_ternary(n: int, k: int, seed: int) -> torch.Tensor:
+    return torch.randint(-1, 2, (n, k), generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=25, deadline=None)
+@given(shape=shapes, bits=st.integers(1, 4), seed=st.integers(0, 2**31))
+def test_bit_serial_product_equals_the_int64_oracle(shape, bits, seed):
+    m, n, k = shape
+    codes, ternary = random_codes(m, k, bits, seed), random_ternary(n, k, seed + 1)
+    x = packing.pack_activation(codes, bits, torch.ones(m))
+    weight = packing.pack_weight(ternary, torch.ones(n))
+    assert torch.equal(packing.unpack_activation(x), codes)
+    assert torch.equal(packing.unpack_weight(weight), ternary)
+    assert torch.equal(reference.bit_serial_product(x, weight), reference.integer_product(codes, ternary))
+
+
+@pytest.mark.parametrize("code", [0, 15])
+@pytest.mark.parametrize("value", [-1, 0, 1])
+def test_extreme_codes_and_weights(code, value):
+    codes, ternary = torch.full((65, 4608), code), torch.full((3, 4608), value)
+    x, weight = packing.pack_activation(codes, 4, torch.ones(65)), packing.pack_weight(ternary, torch.ones(3))
+    assert (reference.bit_serial_product(x, weight) == 4608 * code * value).all()
+
+
+@given(words=st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=8))
+def test_bits_round_trip(words):
+    words = torch.tensor(words, dtype=torch.int32)
+    assert torch.equal(packing.pack_bits(packing.unpack_bits(words)), words)
+
+
+def test_padding_adds_nothing_to_any_popcount():
+    weight = packing.pack_weight(random_ternary(5, 96, 0), torch.ones(5))
+    words = weight.planes.permute(2, 0, 3, 1, 4).reshape(2, 64, 4)
+    assert not packing.unpack_bits(words)[:, :, 96:].any()
+
+
+def test_channel_order_gives_each_thread_eight_neighbours():
+    order = packing.channel_order(64)
+    assert sorted(order.tolist()) == list(range(64))
+    for t in range(4):  # the accumulators of lane t: rows 2 t and 2 t + 1 of four n8 tiles
+        held = [order[8 * j + 2 * t + e].item() for j in range(4) for e in range(2)]
+        assert held == list(range(8 * t, 8 * t + 8))
+
+
+def test_up_projection_round_trip():
+    up = torch.randn(70, 16).bfloat16()
+    weight = packing.pack_weight(random_ternary(70, 64, 1), torch.ones(70), up=up)
+    assert torch.equal(reference.unpack_up(weight), up)
+
+
+def test_down_projection_lies_in_fragment_order():
+    down = torch.randn(16, 128).bfloat16()
+    packed = packing.pack_down(down).view(torch.bfloat16).reshape(8, 8, 4, 4, 2)  # tile, g, t, part, element
+    for tile, g, t, part, e in ((0, 0, 0, 0, 0), (3, 5, 2, 1, 1), (7, 7, 3, 2, 0), (4, 1, 0, 3, 1)):
+        rank, channel = g + 8 * (part % 2), 16 * tile + 2 * t + 8 * (part // 2) + e
+        assert packed[tile, g, t, part, e] == down[rank, channel]
+
+
+def test_reference_equals_the_dequantised_product():
+    m, n, k = 7, 9, 64
+    codes, ternary = random_codes(m, k, 2, 3), random_ternary(n, k, 4)
+    step, offset, alpha = torch.rand(m) + 0.1, torch.randn(m), torch.rand(n) + 0.1
+    bias, up, down = torch.randn(n), torch.randn(n, 16).bfloat16(), torch.randn(m, 16).bfloat16()
+    x = packing.pack_activation(codes, 2, step, offset=offset, down=down)
+    weight = packing.pack_weight(ternary, alpha, bias, up)
+    levels = step[:, None].double() * (codes - 1.5) + offset[:, None].double()
+    expected = levels @ (alpha[:, None].double() * ternary).T + bias + down.double() @ up.double().T
+    torch.testing.assert_close(reference.gemm_reference(x, weight), expected)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(BenchError, match="multiple of 32"):
+        packing.pack_weight(torch.zeros(4, 40), torch.ones(4))
+    with pytest.raises(BenchError, match="-1, 0 and \\+1"):
+        packing.pack_weight(torch.full((4, 32), 2), torch.ones(4))
+    with pytest.raises(BenchError, match="low-rank"):
+        packing.pack_weight(torch.zeros(4, 32), torch.ones(4), up=torch.zeros(4, 8))
+    with pytest.raises(BenchError, match=r"0 \.\. 3"):
+        packing.pack_activation(torch.full((2, 32), 4), 2, torch.ones(2))
+    with pytest.raises(BenchError, match="1 to 4 bits"):
+        packing.pack_activation(torch.zeros(2, 32), 5, torch.ones(2))
+    with pytest.raises(BenchError, match="16"):
+        packing.pack_down(torch.zeros(8, 64))
