@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from robuq_bench import __version__, provenance  # noqa: F401 (its clock starts here)
+from robuq_bench import __version__
 from robuq_bench.errors import BenchError
 
 VERBS = {
@@ -92,8 +92,11 @@ def _log_to(path: Path | None) -> None:
     if path is None:
         log.addHandler(logging.NullHandler())
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path)
+    except OSError as error:
+        raise BenchError(f"--log {path}: cannot be written ({error.strerror})") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     log.info("robuq-bench %s", " ".join(sys.argv[1:]))

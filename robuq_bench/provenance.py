@@ -96,7 +96,10 @@ def code_digest(module: str) -> str:
 def _reachable(module: str) -> set[Path]:
     todo, seen = [module], set()
     while todo:
-        path = _path(todo.pop())
+        name = todo.pop()
+        if parent := name.rpartition(".")[0]:  # importing a module runs its package's __init__ as well
+            todo.append(parent)
+        path = _path(name)
         if path is not None and path not in seen:
             seen.add(path)
             todo += _imports(path)

@@ -77,7 +77,7 @@ STAGE = "robuq_bench.sample.stage"
 def package(tmp_path, monkeypatch) -> Path:
     """A copy of the package's modules that tests may edit."""
     source = provenance.PACKAGE
-    for path in source.rglob("*.py"):
+    for path in (p for p in source.rglob("*") if p.is_file() and p.parent.name != "__pycache__"):
         target = tmp_path / "robuq_bench" / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
@@ -87,6 +87,7 @@ def package(tmp_path, monkeypatch) -> Path:
 
 def digest(module: str = STAGE) -> str:
     provenance._imports.cache_clear()
+    provenance._data.cache_clear()
     return provenance.code_digest(module)
 
 
@@ -158,3 +159,10 @@ def test_every_stage_has_its_own_digest():
 
     modules = [module for module in VERBS.values() if provenance._path(module)]
     assert len({provenance.code_digest(module) for module in modules}) == len(modules) > 3
+
+
+def test_a_changed_template_or_packaged_file_counts_for_its_room_alone(package):
+    page, train = "robuq_bench.report.stage", "robuq_bench.train.stage"
+    before = digest(page), digest(train)
+    (package / "report" / "templates" / "page.css").write_text("body { color: red }")
+    assert digest(page) != before[0] and digest(train) == before[1]

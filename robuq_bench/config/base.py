@@ -61,7 +61,10 @@ def override(value: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]
     value = dict(value)
     for dotted, new in overrides.items():
         head, _, rest = dotted.partition(".")
-        value[head] = override(value.get(head) or {}, {rest: new}) if rest else new
+        inner = value.get(head) or {}
+        if rest and not isinstance(inner, dict):
+            raise BenchError(f"'{dotted}': '{head}' is a plain value and has no keys below it")
+        value[head] = override(inner, {rest: new}) if rest else new
     return value
 
 
@@ -72,7 +75,10 @@ def parse_overrides(text: str, where: str) -> dict[str, Any]:
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise BenchError(f"{where}: '{item}' is not key=value")
-        overrides[key.strip()] = yaml.safe_load(value)
+        try:
+            overrides[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise BenchError(f"{where}: '{value}' in '{item}' is no YAML value") from error
     return overrides
 
 

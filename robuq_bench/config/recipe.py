@@ -48,6 +48,8 @@ class Quantiser(Model):
     def _composition(self) -> "Quantiser":
         if self.scale == "learned" and (self.granularity != "tensor" or self.centre):
             raise ValueError("scale 'learned' is static: it takes granularity 'tensor' and no centring")
+        if self.step == "midrise" and self.format not in ("midrise", "midtread"):
+            raise ValueError(f"step 'midrise' is for formats midrise and midtread, not '{self.format}'")
         if self.format == "lloyd_max" and self.estimator == "trust":
             raise ValueError("format 'lloyd_max' has no single step, so estimator 'trust' does not apply")
         if self.scale not in SCALES[self.format]:
@@ -183,6 +185,10 @@ class Recipe(Model):
             raise ValueError(f"training '{self.training}' needs a weight quantiser")
         if self.weight and self.weight.granularity == "token":
             raise ValueError("weight.granularity: weights have no tokens; allowed: tensor, channel, group")
+        if self.activation and self.activation.format == "ternary":
+            raise ValueError(
+                "activation.format: 'ternary' is for weights; allowed: midrise, midtread, asymmetric, lloyd_max"
+            )
         if self.activation and self.activation.granularity == "channel":
             raise ValueError("activation.granularity: allowed: tensor, token, group")
         if self.weight and self.weight.scale == "learned":
@@ -262,6 +268,14 @@ def _consistent(method: Recipe, weight_bits: float, activation_bits: int, where:
         raise BenchError(f"{where}: weight.format 'ternary' goes with W1.58 and no other weight bits")
     if (activation_bits == 32) != (method.activation is None):
         raise BenchError(f"{where}: activation must be null exactly when the variant says A32")
+    if (weight_bits == 32) != (method.weight is None):
+        raise BenchError(f"{where}: weight must be null exactly when the variant says W32")
+    for name, quantiser, bits in (
+        ("weight", method.weight, weight_bits),
+        ("activation", method.activation, activation_bits),
+    ):
+        if quantiser is not None and quantiser.format == "lloyd_max" and bits > 4:
+            raise BenchError(f"{where}: {name}.format 'lloyd_max' has levels for 1 to 4 bits, not {bits:g}")
     if activation_bits == 1 and method.activation.format != "midrise":
         raise BenchError(f"{where}: 1-bit activations need format 'midrise'")
     widths = method.allocation.candidates if method.allocation else (activation_bits,)

@@ -3,7 +3,7 @@
 Importing this package needs no GPU, no CUDA toolkit and no compiler; kernels are compiled at first use (see jit.py).
 """
 
-from robuq_bench.engine.gemm import Tile, choose_tile, gemm
+from robuq_bench.engine.bitserial import Tile, choose_tile, gemm
 from robuq_bench.engine.packing import PackedActivation, PackedWeight, pack_activation, pack_down, pack_weight
 from robuq_bench.engine.rowwise import Rotation, block_rotation, full_rotation, rotate_quantize
 

@@ -1,5 +1,6 @@
 """Checkpoints: safetensors with one JSON record of what the tensors are. Nothing here unpickles."""
 
+import errno
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,7 +49,12 @@ def save(path: str | Path, tensors: dict[str, Tensor], card: Card) -> None:
     record |= {"variant": card.variant.model_dump(mode="json"), "model": card.model.model_dump(mode="json")}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={KEY: json.dumps(record, allow_nan=False)})
+        try:
+            save_file(tensors, temporary, metadata={KEY: json.dumps(record, allow_nan=False)})
+        except SafetensorError as error:
+            if "os error 28" in str(error):  # what `atomic` knows as a full disk
+                raise OSError(errno.ENOSPC, str(error)) from error
+            raise
 
 
 def read_card(path: str | Path) -> Card:
@@ -57,7 +63,7 @@ def read_card(path: str | Path) -> Card:
     try:
         with safe_open(path, framework="pt") as handle:
             return _card(handle.metadata(), path)
-    except SafetensorError as error:
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
         raise _damaged(path, error) from error
 
 
@@ -68,7 +74,7 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], Card]:
         with safe_open(path, framework="pt") as handle:
             card = _card(handle.metadata(), path)
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
         raise _damaged(path, error) from error
     if card.kind != kind:
         raise BenchError(f"{path}: holds a {card.kind} model, a {kind} one is needed here")
@@ -90,7 +96,13 @@ def load_into(model: torch.nn.Module, tensors: dict[str, Tensor], where: str | P
 def _card(metadata: dict[str, str] | None, path: Path) -> Card:
     if not metadata or KEY not in metadata:
         raise BenchError(f"{path}: not a checkpoint of this project (no '{KEY}' record)")
-    record = json.loads(metadata[KEY])
+    try:
+        return _parsed(json.loads(metadata[KEY]), path)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _parsed(record: dict[str, Any], path: Path) -> Card:
     if record.pop("schema", None) != SCHEMA:
         raise BenchError(f"{path}: written by another version of this project; delete it and run again")
     record["variant"] = validated(Variant, record["variant"], str(path))

@@ -67,6 +67,7 @@ def _quantised(
         signs=_signs(method, name, linear.in_features, sign_seed) if rotated else None,
         low_rank=method.low_rank,
         smooth=smooth,
+        branch_seed=seed("branch", sign_seed, name),
     )
 
 

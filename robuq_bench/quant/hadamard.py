@@ -71,12 +71,12 @@ def block_width(n: int, kind: str) -> int:
 
 @lru_cache
 def factors(n: int) -> tuple[Tensor, Tensor]:
-    """(A, B), orthonormal float32, with H = A (x) B: two small products instead of one n x n product."""
+    """(A, B), orthonormal float64, with H = A (x) B: two small products instead of one n x n product."""
     right = 1
     while n % (right * 2) == 0 and right * right < n and _builds(n // (right * 2)):
         right *= 2
     left = n // right
-    return tuple(signs_matrix(order).float() / order**0.5 for order in (left, right))
+    return tuple(signs_matrix(order).double() / order**0.5 for order in (left, right))
 
 
 def _builds(n: int) -> bool:

@@ -27,6 +27,7 @@ class QuantLinear(nn.Module):
         signs: Tensor | None = None,
         low_rank: LowRank | None = None,
         smooth: Tensor | None = None,
+        branch_seed: int = 0,
     ):
         super().__init__()
         self.weight_quantiser = weight_quantiser
@@ -38,13 +39,14 @@ class QuantLinear(nn.Module):
         self.register_buffer("signs", signs)
         self.register_buffer("smooth", smooth)
         self.bias = linear.bias
-        weight = linear.weight.detach().float()
-        self.weight = nn.Parameter(self.rotate(weight if smooth is None else weight * smooth).to(linear.weight))
+        weight = linear.weight.detach()
+        rotated = self.rotate(weight if smooth is None else weight * smooth)
+        self.weight = nn.Parameter(rotated.to(linear.weight, copy=True))
         gain = weight_quantiser is not None and weight_quantiser.spec.gain
         self.gain = nn.Parameter(torch.ones(1)) if gain else None
         self.down = self.up = None
         if low_rank is not None:
-            self._split_off(low_rank)
+            self._split_off(low_rank, branch_seed)
 
     def rotate(self, x: Tensor) -> Tensor:
         """(x * signs) H, or `x` itself when the layer is not rotated."""
@@ -74,14 +76,16 @@ class QuantLinear(nn.Module):
         return torch.addmm(output.flatten(0, -2), branch, self.up.T).view(output.shape)  # output + branch up^T
 
     @torch.no_grad()
-    def _split_off(self, branch: LowRank) -> None:
+    def _split_off(self, branch: LowRank, branch_seed: int) -> None:
         outputs, inputs = self.weight.shape
         if branch.rank >= min(outputs, inputs):
             raise BenchError(
                 f"low_rank.rank {branch.rank} is not below the smaller side of a {outputs}x{inputs} layer; lower it"
             )
         if branch.init == "zero":
-            down, up = torch.randn(branch.rank, inputs) / inputs**0.5, torch.zeros(outputs, branch.rank)
+            generator = torch.Generator().manual_seed(branch_seed)
+            down = torch.randn(branch.rank, inputs, generator=generator) / inputs**0.5
+            up = torch.zeros(outputs, branch.rank)
         else:
             target = self.weight - self.quantised_weight() if branch.of == "error" else self.weight
             left, values, right = torch.linalg.svd(target.double(), full_matrices=False)

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 
 from robuq_bench.errors import BenchError
 from robuq_bench.files import atomic, existing
+
+DAMAGED = (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, TypeError, NotImplementedError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,9 @@ class Samples:
 
 
 def save(path: str | Path, samples: Samples) -> None:
-    with atomic(path) as temporary:
-        np.savez(temporary, arr_0=samples.images, arr_1=samples.labels, card=np.array(json.dumps(samples.card)))
+    card = np.array(json.dumps(samples.card))
+    with atomic(path) as temporary, open(temporary, "wb") as handle:
+        np.savez(handle, arr_0=samples.images, arr_1=samples.labels, card=card)
 
 
 def load(path: str | Path) -> Samples:
@@ -36,6 +40,6 @@ def load(path: str | Path) -> Samples:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return Samples(archive["arr_0"], archive["arr_1"], json.loads(str(archive["card"])))
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
+    except DAMAGED as error:
         reason = " ".join(str(error).split())
         raise BenchError(f"{path}: truncated or not a samples file ({reason}); delete it and run again") from error

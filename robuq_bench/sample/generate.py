@@ -9,6 +9,7 @@ from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHe
 from torch import Tensor, nn
 
 from robuq_bench.config.preset import Sampling
+from robuq_bench.errors import BenchError
 from robuq_bench.models.dit import Shape
 from robuq_bench.seeds import seed
 from robuq_bench.train.objective import to_images
@@ -60,6 +61,8 @@ def _lane(model: nn.Module, shape: Shape, seeds: range, plan: Sampling, device: 
     for time in scheduler.timesteps:
         velocity = _guided(model, x, time.to(device), labels, shape.classes, plan.guidance)
         x = scheduler.step(velocity, time, x).prev_sample
+    if not torch.isfinite(x).all():
+        raise BenchError(f"sampling image seeds {seeds[0]} to {seeds[-1]} gave values that are not finite")
     return to_images(x)
 
 

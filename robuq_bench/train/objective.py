@@ -71,6 +71,7 @@ def held_out_loss(model: nn.Module, held_out: ImageSet, device: str, size: int =
     """
     signal, labels = to_signal(held_out.images), torch.from_numpy(held_out.labels)
     total, trivial, count = 0.0, 0.0, 0
+    size = min(size, len(signal))
     for start in range(0, len(signal) - size + 1, size):
         generator = torch.Generator().manual_seed(seed("held-out", start))
         part = slice(start, start + size)

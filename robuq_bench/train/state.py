@@ -20,15 +20,15 @@ class State:
     def __init__(self, folder: str | Path, fingerprint: str):
         self.folder = Path(folder)
         stamp = self.folder / "fingerprint.json"
-        if stamp.exists() and read_json(stamp) != fingerprint:
+        if self._files() and not (stamp.exists() and read_json(stamp) == fingerprint):
             LOG.info("%s: state of another configuration or code; starting afresh", self.folder)
             shutil.rmtree(self.folder)
-        if not stamp.exists():
-            write_json(stamp, fingerprint)
+        write_json(stamp, fingerprint)
 
     def save(self, step: int, value: dict[str, Any]) -> None:
         with atomic(self.folder / f"step{step:08d}.pt") as temporary:
-            torch.save(value, temporary)
+            with open(temporary, "wb") as handle:  # through Python, so that a full disk is an OSError
+                torch.save(value, handle)
         for old in self._files()[:-KEPT]:
             old.unlink()
 

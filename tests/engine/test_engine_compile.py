@@ -13,7 +13,7 @@ from robuq_bench.engine import (
     reference,
     rotate_quantize,
 )
-from robuq_bench.engine.gemm import Tile, source_and_macros
+from robuq_bench.engine.bitserial import Tile, source_and_macros
 from robuq_bench.engine.rowwise import source_and_macros as rowwise_source
 from robuq_bench.errors import BenchError
 from robuq_bench.quant import hadamard

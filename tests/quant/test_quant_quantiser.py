@@ -38,6 +38,15 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> to
 # Levels
 
 
+@pytest.mark.parametrize(("format", "scale", "bits"), ALL)
+def test_grid_knows_its_levels(format, scale, bits):
+    grid = quantiser(format, scale, bits).grid
+    assert grid.levels == (3 if format == "ternary" else 2**bits)
+    assert (grid.low, grid.high) == (
+        (0, grid.levels - 1) if format in ("asymmetric", "lloyd_max") else (-(grid.levels // 2), (grid.levels - 1) // 2)
+    )
+
+
 @pytest.mark.parametrize(("format", "scale", "bits"), [case for case in ALL if case[2] <= 4])
 def test_levels_are_counted(format, scale, bits):
     row = torch.from_numpy(norm.ppf((np.arange(2**16) + 0.5) / 2**16)).float()[None]
@@ -289,6 +298,14 @@ def test_trust_looks_at_the_error_and_not_at_the_cell():
     x = torch.tensor([[2.0, 1.4, 0.4, 0.2]])
     actual = gradient(quantiser("ternary", "absmean", 1.58, estimator="trust"), x, torch.ones(1, 4))
     assert torch.equal(actual, torch.tensor([[0.0, 1.0, 1.0, 1.0]]))
+
+
+def test_trust_measures_in_steps_where_the_scale_was_refitted():
+    """Conditional mean: mean 1.1, kept {3, 1}, scale 2: errors of 1, which is half a step, are trusted."""
+    x = torch.tensor([[3.0, -1.0, 0.2, 0.2]])
+    q = quantiser("ternary", "conditional_mean", 1.58, estimator="trust")
+    assert torch.equal(q(x), torch.tensor([[2.0, -2.0, 0.0, 0.0]]))
+    assert torch.equal(gradient(q, x, torch.ones(1, 4)), torch.ones(1, 4))
 
 
 def test_clipped_mask_by_hand():

@@ -26,6 +26,7 @@ PROVENANCE = {
     "device": "cpu",
     "command": "robuq-bench train --preset tiny",
     "time": "2026-01-02T03:04:05+00:00",
+    "seconds": 7.5,
 }
 PRESET = {
     "title": "Pretend 8x8",

@@ -111,13 +111,13 @@ __device__ __forceinline__ void fetch_residual(const Gemm& p, int row0, int n0, 
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p.residual + (long long)row * p.n + n));
 }
 
-// Finish 16 tokens x `GROUPS` times 32 channels held by one warp; acc[j] has the code sum taken off. The packed weights
-// are permuted inside each group of 32 channels so that a thread's sums acc[j][2 h + e] are channels 8 (lane % 4) + 2 j + e
-// of token h: eight neighbours, one 16-byte store, and no detour through shared memory. `col` counts channels inside the
-// tile that starts at n0.
+// Finish 16 tokens x `GROUPS` times 32 channels held by one warp; the code sum has been taken off. Packed weights are
+// permuted inside each group of 32 channels so that a thread's sums acc[j][2 h + e] are channels 8 (lane % 4) + 2 j + e
+// of token h: eight neighbours, one 16-byte store, and no detour through shared memory. `col` counts channels inside
+// the tile that starts at n0.
 template <bool WHOLE, int GROUPS>
-__device__ __forceinline__ void finish(const Gemm& p, const Channels& ch, const Tokens& t, const int (*acc)[4], int row0,
-                                       int n0, int col, int lane) {
+__device__ __forceinline__ void finish(const Gemm& p, const Channels& ch, const Tokens& t, const int (*acc)[4],
+                                       int row0, int n0, int col, int lane) {
   const int c0 = col + 8 * (lane & 3), row = row0 + (lane >> 2);
   int n = n0 + c0;
   asm volatile("" : "+r"(n));  // or the compiler works out every column of the slow path ahead of the loop, and spills

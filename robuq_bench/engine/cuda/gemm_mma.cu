@@ -1,7 +1,7 @@
 // Bit-serial GEMM, ternary weights x 1-4-bit activation codes, with mma.sync b1 (sm_80 and newer). BM = 128.
 //
 // A block keeps the two weight planes of BN channels in shared memory for all of K and streams activation planes past
-// them, high plane first; between planes the accumulators are doubled (Horner), so one int32 accumulator serves any bits.
+// them, high plane first; between planes the accumulators are doubled (Horner), so that one serves all bits.
 // Each worker is four warps on its own tile with its own ring: while one stores its outputs the others multiply.
 
 template <bool VALUE>
@@ -30,7 +30,7 @@ __device__ __forceinline__ void mma(int (&d)[4], unsigned a0, unsigned a1, unsig
 }
 
 // One stage: 64 tokens x WARP_N channels of one plane, CHUNK units. P and Q of a channel are laid side by side along K,
-// against the same activation bits twice: a unit is then one k256 instruction, and an odd number of units wastes nothing.
+// against the same activation bits twice: a unit is then one k256 instruction, and an odd number of units is no waste.
 __device__ __forceinline__ void multiply(int (&acc)[4][NT][4], unsigned a, unsigned w, int lane) {
   const unsigned lane_a = a + ((lane & 7) + ((lane >> 3) & 1) * 8) * 16 + (lane >> 4) * PIECE;
   // Weight matrices in the order P(u), P(u + 1), Q(u), Q(u + 1) of eight channels.
@@ -117,7 +117,8 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
     int slot = 0;
     for (int tile = worker; tile < run.tiles; tile += WORKERS) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) fetch_residual(p, (run.first + tile) * BM + warp_m * 64 + i * 16, n0 + warp_n * WARP_N, lane);
+      for (int i = 0; i < 4; i++)
+        fetch_residual(p, (run.first + tile) * BM + warp_m * 64 + i * 16, n0 + warp_n * WARP_N, lane);
       int acc[4][NT][4] = {};
       for (int plane = p.bits - 1; plane >= 0; plane--) {
         for (int chunk = 0; chunk < UNITS / CHUNK; chunk++) {

@@ -1,8 +1,8 @@
 // Bit-serial GEMM for Hopper: wgmma b1 straight from shared memory, bulk copies, one mbarrier a stage. BM = 64.
 //
 // The plan is gemm_mma.cu's: stationary weights, streamed activation planes, Horner. Each worker is one warpgroup.
-// Without a swizzle, a wgmma operand is made of 8 rows x 16 bytes blocks at two strides; giving the activations a stride of
-// zero along K makes the unit read the same 128 bits twice, once against P and once against Q, with no copy of them.
+// Without a swizzle, a wgmma operand is made of blocks of 8 rows x 16 bytes at two strides; giving activations a stride
+// of zero along K makes the unit read the same 128 bits twice, once against P and once against Q, without a copy.
 
 static_assert(BM == 64 && UNITS % CHUNK == 0, "tile");
 constexpr int STAGE = CHUNK * PIECE, WEIGHTS = UNITS * 2 * BN * 16, CHUNKS = UNITS / CHUNK;

@@ -1,13 +1,14 @@
-// One pass over the tokens: (LayerNorm and modulate | GELU | nothing) -> random signs -> Hadamard -> scale of the token ->
-// quantise -> bit planes in the layout of the GEMM, with the code sum and the low-rank down-projection on the way.
+// One pass over the tokens: (LayerNorm and modulate | GELU | nothing) -> random signs -> Hadamard -> scale of the token
+// -> quantise -> bit planes in the layout of the GEMM, with the code sum and the low-rank down-projection on the way.
 //
 // A token [N] is seen as X [R, C], C = 32 BLOCKS; the rotation is Y = mix^T X H_C * NORM with any R x R matrix of small
-// integers (a Hadamard matrix for the full rotation, the identity for rotation in blocks of C). BLOCKS warps do one token,
-// each a block of 32 columns. mix^T X runs on the tensor cores in bf16: the matrix is exact, and X is split in two bf16
-// halves, so 16 bits of X take part (all of X when nothing comes before). Five butterflies of H_C run over a warp's
-// registers and lanes, and those between blocks through shared memory.
+// integers (a Hadamard matrix for the full rotation, the identity for rotation in blocks of C). BLOCKS warps do one
+// token, each a block of 32 columns. mix^T X runs on the tensor cores in bf16: the matrix is exact, and X is split in
+// two bf16 halves, so 16 bits of X take part (all of X when nothing comes before). Five butterflies of H_C run over a
+// warp's registers and lanes, and those between blocks through shared memory.
 //
-// Macros: R, BLOCKS, TOKENS (of a round of a thread block), BITS, PRE = 0 nothing | 1 LayerNorm and modulate | 2 GELU(tanh), RANK, CENTER = 0 | 1.
+// Macros: R, BLOCKS, TOKENS (of a round of a thread block), BITS, RANK, CENTER = 0 | 1,
+// PRE = 0 nothing | 1 LayerNorm and modulate | 2 GELU(tanh).
 
 struct Rowwise {
   const uint2* x;                 // [M][N] bf16
@@ -103,8 +104,8 @@ __device__ __forceinline__ float token_sum(float v, float* scratch, int token, i
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) rowwise(const __grid_constant__ Rowwise p) {
-  // Two rounds of planes [BITS][UNITS][TOKENS][4]; with BLOCKS > 1, what its warps exchange; with RANK, TOKENS tokens of
-  // bf16 and WARPS x 128 floats.
+  // Two rounds of planes [BITS][UNITS][TOKENS][4]; with BLOCKS > 1, what its warps exchange; with RANK, TOKENS tokens
+  // of bf16 and WARPS x 128 floats.
   extern __shared__ unsigned memory[];
   float4* exchange = (float4*)(memory + 2 * BITS * UNITS * TOKENS * 4);
   unsigned* rotated = (unsigned*)(exchange + (BLOCKS > 1 ? WARPS * OUT * 2 * 32 : 0));
