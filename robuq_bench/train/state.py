@@ -26,9 +26,9 @@ class State:
         write_json(stamp, fingerprint)
 
     def save(self, step: int, value: dict[str, Any]) -> None:
-        with atomic(self.folder / f"step{step:08d}.pt") as temporary:
-            with open(temporary, "wb") as handle:  # through Python, so that a full disk is an OSError
-                torch.save(value, handle)
+        # Through Python's own file, so that a full disk is an OSError.
+        with atomic(self.folder / f"step{step:08d}.pt") as temporary, open(temporary, "wb") as handle:
+            torch.save(value, handle)
         for old in self._files()[:-KEPT]:
             old.unlink()
 
