@@ -140,6 +140,7 @@ def test_content_hash_covers_names_types_shapes_and_values():
         {"a": torch.zeros(4, dtype=torch.int32), "b": torch.ones(2)},
         {"a": torch.zeros(2, 2), "b": torch.ones(2)},
         {"a": torch.tensor([0.0, 0.0, 0.0, 1e-45]), "b": torch.ones(2)},
+        {"a": torch.zeros(4), "c": torch.ones(2)},
         {"a": torch.zeros(4)},
     ]
     digests = [packed.content(tensors) for tensors in (base, *others)]

@@ -68,8 +68,8 @@ def test_no_sentence_for_a_lone_row(lab, table):
 @pytest.mark.parametrize(
     ("alpha", "beta", "expected"),
     [
-        ({"IS": 4.0}, {"IS": 3.0}, "same order"),
-        ({"IS": 3.0}, {"IS": 4.0}, "other order"),
+        ({"FD": 3.0, "IS": 3.0}, {"FD": 4.0, "IS": 4.0}, "same order, one seed"),
+        ({"FD": 4.0}, {"FD": 3.0}, "other order, one seed"),
         ({}, {"diverged": "nan"}, "same order"),
         ({"diverged": "nan"}, {}, "other order"),
         ({"diverged": "nan"}, {"diverged": "nan"}, "undecided: both diverged"),
@@ -80,24 +80,33 @@ def test_verdict_on_the_quoted_order(lab, table, alpha, beta, expected):
     lab.run("beta/W1.58A2", **beta)
     (verdict,) = verdicts(table())
     assert (verdict.better, verdict.worse, verdict.paper) == ("Alpha", "Beta", "200 vs 20.5")
-    assert verdict.our_metric == "IS-Pixels"
+    assert verdict.our_metric == "FD-Pixels"
     assert verdict.verdict == expected
 
 
 def test_overlapping_intervals_decide_nothing(lab, table):
     lab.preset(seeds=[0, 1])
     for seed, value in enumerate((3.0, 4.0)):
-        lab.run("alpha/W1.58A2", seed, IS=value)
-        lab.run("beta/W1.58A2", seed, IS=value - 0.1)
+        lab.run("alpha/W1.58A2", seed, FD=value)
+        lab.run("beta/W1.58A2", seed, FD=value - 0.1)
     (verdict,) = verdicts(table())
     assert verdict.verdict == "undecided: intervals overlap"
+
+
+def test_intervals_apart_decide(lab, table):
+    lab.preset(seeds=[0, 1])
+    for seed, value in enumerate((3.0, 3.01)):
+        lab.run("alpha/W1.58A2", seed, FD=value)
+        lab.run("beta/W1.58A2", seed, FD=value + 1)
+    (verdict,) = verdicts(table())
+    assert verdict.verdict == "same order"
 
 
 def test_lower_is_better_for_fid(lab, table):
     for name, value in (("alpha", 9.0), ("beta", 5.0)):
         lab.recipe(name, title=name.title(), paper=[lab.quoted(value) | {"metric": "FID"}])
     (verdict,) = verdicts(table())
-    assert (verdict.better, verdict.verdict) == ("Beta", "other order")
+    assert verdict.better == "Beta"
 
 
 @pytest.mark.parametrize("numbers", [[("a figure", 20.5), ("a figure", 30.0)], [("elsewhere", 20.5)], []])
