@@ -124,6 +124,15 @@ def test_editing_anything_else_does_not(package, edited):
     assert digest() == before
 
 
+def test_data_files_count_for_the_stages_of_their_room(package):
+    """Kernels, templates, packaged images."""
+    before = digest()
+    (package / "report" / "templates" / "new.css").write_text("a {}")
+    assert digest() == before
+    (package / "engine" / "cuda" / "new.cu").write_text("// new")
+    assert digest() != before
+
+
 def test_a_module_that_is_newly_imported_counts(package):
     before = digest()
     (package / "seeds.py").write_text((package / "seeds.py").read_text() + "\nimport robuq_bench.report.table\n")

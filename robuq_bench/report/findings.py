@@ -10,7 +10,7 @@ from robuq_bench.report.rows import Row, apart
 from robuq_bench.report.table import Table
 
 HIGHER = {"IS", "Precision"}  # of the literature's metrics: the larger the better
-OURS = "FD"  # orders are judged by it whatever the source quotes: on small data the Inception Score ranks noise above shape
+OURS = "FD"  # judges orders whatever the source quotes: on small data the Inception Score ranks noise above shape
 
 
 def headline(table: Table) -> str:

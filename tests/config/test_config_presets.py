@@ -56,6 +56,8 @@ def test_overrides():
     preset = load_preset("smoke", "train.steps=7,sample.guidance=2,data.path=null,train.lr=1e-4", folder=CONFIG)
     assert (preset.train.steps, preset.sample.guidance, preset.data.path, preset.train.lr) == (7, 2.0, None, 1e-4)
     assert preset.qat == load_preset("smoke", folder=CONFIG).qat
+    lists = load_preset("smoke", "seeds=[3,4],rows=[robuq/W3A3],train.steps=7", folder=CONFIG)
+    assert (lists.seeds, lists.rows, lists.train.steps) == ((3, 4), ("robuq/W3A3",), 7)
     assert load_preset("smoke", "", folder=CONFIG) == load_preset("smoke", folder=CONFIG)
 
 

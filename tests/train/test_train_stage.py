@@ -12,7 +12,7 @@ import torch
 from robuq_bench import cli, provenance
 from robuq_bench.files import read_json
 from robuq_bench.models import checkpoint
-from robuq_bench.train import stage
+from robuq_bench.train import loop, stage
 
 FULL = ("full_precision", "W32A32")
 SHORT = "train.steps=60,train.save_every=5,qat.steps=4"
@@ -91,6 +91,22 @@ def test_rows_start_from_the_full_precision_checkpoint(full_precision, tmp_path,
     assert card.variant.recipe == row[0] and card.variant.name == row[1]
     assert set(card.bits.values()) == {int(row[1].split("A")[1]), 4}
     assert len(read_json(tmp_path / "curve.json")["losses"]) == (0 if row[0] == "minmax_ptq" else 4)
+
+
+def test_the_averaged_weights_are_what_is_saved(full_precision, tmp_path, monkeypatch):
+    outcomes, live = [], []
+
+    def train(model, *arguments, **options):
+        outcomes.append(loop.train(model, *arguments, **options))
+        live.append({name: tensor.clone() for name, tensor in model.named_parameters()})
+        return outcomes[0]
+
+    monkeypatch.setattr(stage, "train", train)
+    start = full_precision / "model.safetensors"
+    assert cli.main(arguments(tmp_path, "baseline", "W1.58A2", SHORT, "--start", start)) == 0
+    saved, _ = checkpoint.load(tmp_path / "model.safetensors", "trained")
+    assert all(torch.equal(saved[name], weight) for name, weight in outcomes[0].weights.items())
+    assert any(not torch.equal(saved[name], weight) for name, weight in live[0].items())
 
 
 # Divergence
