@@ -108,10 +108,12 @@ def _reachable(module: str) -> set[Path]:
 
 @functools.cache
 def _data(folder: Path) -> tuple[Path, ...]:
-    """Files of a room that are not Python; those of the package's root folder belong to no stage."""
+    """Files of a room that are not Python, in it or in folders that are no packages; the root's belong to no stage."""
     if folder == PACKAGE:
         return ()
-    return tuple(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".py" and p.parent.name != "__pycache__")
+    inner = [path for path in folder.iterdir() if path.is_dir() and not (path / "__init__.py").exists()]
+    files = [path for path in folder.iterdir() if path.is_file() and path.suffix != ".py"]
+    return (*files, *(file for path in inner if path.name != "__pycache__" for file in _data(path)))
 
 
 def _path(module: str) -> Path | None:

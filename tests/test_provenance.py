@@ -129,7 +129,9 @@ def test_data_files_count_for_the_stages_of_their_room(package):
     before = digest()
     (package / "report" / "templates" / "new.css").write_text("a {}")
     assert digest() == before
-    (package / "engine" / "cuda" / "new.cu").write_text("// new")
+    (package / "engine" / "kernels" / "cuda" / "new.cu").write_text("// new")
+    assert digest() == before, "the packed format needs no kernel"
+    (package / "data" / "packaged" / "new.webp").write_text("an image")
     assert digest() != before
 
 

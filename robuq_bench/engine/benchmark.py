@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robuq_bench.engine import jit, packing, reference
-from robuq_bench.engine.bitserial import gemm
-from robuq_bench.engine.rowwise import full_rotation, rotate_quantize
+from robuq_bench.engine.kernels import jit, packing, reference
+from robuq_bench.engine.kernels.bitserial import gemm
+from robuq_bench.engine.kernels.rowwise import full_rotation, rotate_quantize
 from robuq_bench.errors import BenchError
 from robuq_bench.files import atomic, write_json
 from robuq_bench.provenance import collect

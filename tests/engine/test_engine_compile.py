@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robuq_bench.engine import (
+from robuq_bench.engine.kernels import (
     block_rotation,
     choose_tile,
     full_rotation,
@@ -13,8 +13,8 @@ from robuq_bench.engine import (
     reference,
     rotate_quantize,
 )
-from robuq_bench.engine.bitserial import Tile, source_and_macros
-from robuq_bench.engine.rowwise import source_and_macros as rowwise_source
+from robuq_bench.engine.kernels.bitserial import Tile, source_and_macros
+from robuq_bench.engine.kernels.rowwise import source_and_macros as rowwise_source
 from robuq_bench.errors import BenchError
 from robuq_bench.quant import hadamard
 

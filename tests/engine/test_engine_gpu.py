@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robuq_bench.engine import (
+from robuq_bench.engine.kernels import (
     Tile,
     block_rotation,
     choose_tile,
@@ -17,8 +17,8 @@ from robuq_bench.engine import (
     pack_weight,
     rotate_quantize,
 )
-from robuq_bench.engine.packing import unpack_activation
-from robuq_bench.engine.reference import gemm_reference, integer_product, rotate_quantize_reference
+from robuq_bench.engine.kernels.packing import unpack_activation
+from robuq_bench.engine.kernels.reference import gemm_reference, integer_product, rotate_quantize_reference
 from robuq_bench.errors import BenchError
 from robuq_bench.quant.hadamard import signs_matrix
 

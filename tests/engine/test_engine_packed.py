@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from robuq_bench.engine import packed
+from robuq_bench.errors import BenchError
 from robuq_bench.models import checkpoint
 from robuq_bench.quant.convert import quant_linears
 from robuq_bench.quant.formats import Scale
@@ -124,6 +125,24 @@ def test_any_changed_tensor_byte_is_refused(exported, refused):
         bad[position] ^= 1
         path.write_bytes(bad)
         refused(lambda: packed.load(path), path, "content does not match its hash", "export this model again")
+
+
+def test_a_damaged_header_never_ends_in_a_traceback(exported):
+    """A flipped bit in the card or the table of tensors: refused in one line, or of no consequence for loading."""
+    _, path = exported("robuq/W1.58A2")
+    whole = path.read_bytes()
+    faults = []
+    for position in range(8, 8 + int.from_bytes(whole[:8], "little"), 31):
+        bad = bytearray(whole)
+        bad[position] ^= 1
+        path.write_bytes(bad)
+        try:
+            packed.load(path)
+        except BenchError as error:
+            assert "\n" not in str(error)
+        except Exception as error:
+            faults.append(f"{whole[position - 20 : position + 5]}: {error!r}")
+    assert not faults, "\n".join(faults)
 
 
 @pytest.mark.parametrize("cut", [0, 8, 100, -1000, -1])

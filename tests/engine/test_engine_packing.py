@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robuq_bench.engine import packing, reference
+from robuq_bench.engine.kernels import packing, reference
 from robuq_bench.errors import BenchError
 
 shapes = st.tuples(st.integers(1, 150), st.integers(1, 140), st.integers(1, 12).map(lambda units: 32 * units))

@@ -8,8 +8,8 @@ from math import pi, sqrt
 import torch
 from torch import Tensor
 
-from robuq_bench.engine import jit
-from robuq_bench.engine.packing import RANK, ROWS, PackedActivation, pack_bits
+from robuq_bench.engine.kernels import jit
+from robuq_bench.engine.kernels.packing import RANK, ROWS, PackedActivation, pack_bits
 from robuq_bench.errors import BenchError
 from robuq_bench.quant import gaussian
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robuq_bench.engine import jit
-from robuq_bench.engine.packing import PackedActivation, PackedWeight
+from robuq_bench.engine.kernels import jit
+from robuq_bench.engine.kernels.packing import PackedActivation, PackedWeight
 from robuq_bench.errors import BenchError
 
 EPILOGUES = ("none", "gelu", "gate")

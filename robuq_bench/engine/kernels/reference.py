@@ -5,7 +5,7 @@ from math import pi, sqrt
 import torch
 from torch import Tensor
 
-from robuq_bench.engine.packing import (
+from robuq_bench.engine.kernels.packing import (
     PackedActivation,
     PackedWeight,
     channel_order,
@@ -13,7 +13,7 @@ from robuq_bench.engine.packing import (
     unpack_bits,
     unpack_weight,
 )
-from robuq_bench.engine.rowwise import Rotation, sylvester
+from robuq_bench.engine.kernels.rowwise import Rotation, sylvester
 from robuq_bench.quant import gaussian
 
 
