@@ -52,9 +52,10 @@ def _processor() -> str:
 def collect(device: str = "cpu", **facts: Any) -> dict[str, Any]:
     """The provenance record of one result. `facts` are the stage's own: preset, recipe, seeds, n, protocol.
 
-    Outside a git checkout, `commit` is "not a git checkout" and `dirty` is null: stated, never left out.
+    `dirty` is about package, recipes, presets and rules, new files included. Outside a git checkout, `commit` is
+    "not a git checkout" and `dirty` is null: stated, never left out.
     """
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    status = _git("status", "--porcelain", "--", ".", ":/baselines", ":/config", ":/workflows")
     return {
         "version": __version__,
         "commit": _git("rev-parse", "HEAD") or "not a git checkout",

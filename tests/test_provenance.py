@@ -44,6 +44,10 @@ def test_commit_and_dirty_flag(checkout):
     assert len(record["commit"]) == 40 and record["dirty"] is False
     (checkout / "a.py").write_text("2")
     assert provenance.collect()["dirty"] is True
+    (checkout / "a.py").write_text("1")
+    assert provenance.collect()["dirty"] is False
+    (checkout / "new.py").write_text("")
+    assert provenance.collect()["dirty"] is True, "a module that git does not know yet"
 
 
 def test_outside_a_checkout_it_is_stated(tmp_path, monkeypatch):

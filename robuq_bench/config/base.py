@@ -84,7 +84,7 @@ def parse_overrides(text: str, where: str) -> dict[str, Any]:
 
 def _first(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem as one line; further ones are counted."""
-    problems = error.errors()
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")  # misspellings first
     first = problems[0]
     key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
     if first["type"] == "extra_forbidden":

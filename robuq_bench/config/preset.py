@@ -30,8 +30,10 @@ class DiT(Model):
 
     @model_validator(mode="after")
     def _divides(self) -> "DiT":
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(
+                f"width {self.width} is not a multiple of heads {self.heads} and of 4 (position embedding)"
+            )
         return self
 
 

@@ -68,7 +68,9 @@ def load(path: str | Path) -> tuple[nn.Module, Card]:
         if prefix + SIGNS in tensors:
             bits = np.unpackbits(tensors[prefix + SIGNS].numpy(), count=shape[1])
             tensors[prefix + SIGNS] = torch.from_numpy(bits.astype(np.int8)) * 2 - 1
-    checkpoint.load_into(model, {name: t.to(own[name].dtype) for name, t in tensors.items() if name in own}, path)
+    checkpoint.load_into(
+        model, {name: t.to(own[name].dtype) if name in own else t for name, t in tensors.items()}, path
+    )
     for layer in quant_linears(model).values():
         layer.weight_quantiser = None  # the weights lie on their grid already
     return model.eval(), card

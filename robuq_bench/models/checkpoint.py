@@ -1,6 +1,7 @@
 """Checkpoints: safetensors with one JSON record of what the tensors are. Nothing here unpickles."""
 
 import errno
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from robuq_bench.files import atomic, existing
 from robuq_bench.models.dit import Shape
 
 SCHEMA = 1
-KEY = "robuq_bench"
+KEY, SEAL = "robuq_bench", "robuq_bench.sha256"
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,12 @@ def save(path: str | Path, tensors: dict[str, Tensor], card: Card) -> None:
     """Write tensors and card to one safetensors file, atomically."""
     record = {**asdict(card), "schema": SCHEMA}
     record |= {"variant": card.variant.model_dump(mode="json"), "model": card.model.model_dump(mode="json")}
+    text = json.dumps(record, allow_nan=False)
+    metadata = {KEY: text, SEAL: hashlib.sha256(text.encode()).hexdigest()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={KEY: json.dumps(record, allow_nan=False)})
+            save_file(tensors, temporary, metadata=metadata)
         except SafetensorError as error:
             if "os error 28" in str(error):  # what `atomic` knows as a full disk
                 raise OSError(errno.ENOSPC, str(error)) from error
@@ -96,8 +99,11 @@ def load_into(model: torch.nn.Module, tensors: dict[str, Tensor], where: str | P
 def _card(metadata: dict[str, str] | None, path: Path) -> Card:
     if not metadata or KEY not in metadata:
         raise BenchError(f"{path}: not a checkpoint of this project (no '{KEY}' record)")
+    text = metadata[KEY]
+    if hashlib.sha256(text.encode()).hexdigest() != metadata.get(SEAL):
+        raise _damaged(path, "its record does not match its hash")
     try:
-        return _parsed(json.loads(metadata[KEY]), path)
+        return _parsed(json.loads(text), path)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(path, error) from error
 
@@ -111,5 +117,5 @@ def _parsed(record: dict[str, Any], path: Path) -> Card:
     return Card(**record)
 
 
-def _damaged(path: Path, error: Exception) -> BenchError:
+def _damaged(path: Path, error: Exception | str) -> BenchError:
     return BenchError(f"{path}: truncated or damaged checkpoint ({error}); delete it and run again")

@@ -72,8 +72,8 @@ class QuantLinear(nn.Module):
         output = F.linear(inputs, self.quantised_weight(), self.bias)
         if self.down is None:
             return output
-        branch = F.linear(hidden, self.down).flatten(0, -2)
-        return torch.addmm(output.flatten(0, -2), branch, self.up.T).view(output.shape)  # output + branch up^T
+        rows, branch = output.reshape(-1, output.shape[-1]), F.linear(hidden, self.down).reshape(-1, len(self.down))
+        return torch.addmm(rows, branch, self.up.T).view(output.shape)  # output + branch up^T
 
     @torch.no_grad()
     def _split_off(self, branch: LowRank, branch_seed: int) -> None:

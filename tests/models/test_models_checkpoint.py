@@ -1,5 +1,6 @@
 """Checkpoints: exact round trip, and one line for everything that is not the right file."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -89,9 +90,18 @@ def test_a_folder_is_no_checkpoint(tmp_path, refused):
 
 
 def test_another_schema(tmp_path, refused):
-    metadata = {checkpoint.KEY: json.dumps({"schema": checkpoint.SCHEMA + 1})}
+    text = json.dumps({"schema": checkpoint.SCHEMA + 1})
+    metadata = {checkpoint.KEY: text, checkpoint.SEAL: hashlib.sha256(text.encode()).hexdigest()}
     save_file({}, tmp_path / "x.safetensors", metadata=metadata)
     refused(lambda: checkpoint.read_card(tmp_path / "x.safetensors"), "another version")
+
+
+def test_a_record_changed_after_the_fact(saved, refused):
+    """The record says what is evaluated, so it is sealed like the tensors."""
+    whole = saved.read_bytes()
+    assert whole.count(b"smoke") == 1
+    saved.write_bytes(whole.replace(b"smoke", b"quick"))
+    refused(lambda: checkpoint.read_card(saved), saved, "does not match its hash")
 
 
 def test_wrong_kind(saved, refused):

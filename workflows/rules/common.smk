@@ -100,6 +100,7 @@ def ablation_inputs(wildcards):
     return [path for file in ROW_FILES for path in row_files(wildcards.preset, rows, file)]
 
 
+# Overrides reach the verbs through the shell text and not as params: what a stage reads of them is in its `settings`.
 SET = f"--set {shlex.quote(CHANGES)}" if CHANGES else ""
 
 

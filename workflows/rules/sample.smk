@@ -12,7 +12,6 @@ rule sample:
     params:
         code=code("sample"),
         settings=settings("sample", "device", "threads"),
-        set=SET,
     shell:
-        "robuq-bench sample --preset {wildcards.preset} {params.set} --packed '{input}' --out '{output}'"
+        "robuq-bench sample --preset {wildcards.preset} {SET} --packed '{input}' --out '{output}'"
         " --log '{log}'"
