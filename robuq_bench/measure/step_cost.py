@@ -80,6 +80,7 @@ def time_step(model: nn.Module, shape: Shape, batch: int, repeats: int, device: 
     """Milliseconds of forward, backward and AdamW: median, p20, p80; first step (compilation) and peak memory apart."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     if compiled:
+        torch.compiler.reset()  # graphs of the variant before would count towards the limit of recompilations
         for block in model.transformer_blocks:
             block.compile()  # block by block: they share one graph, which compiles in a fraction of the whole's time
     generator = torch.Generator().manual_seed(0)
