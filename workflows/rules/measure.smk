@@ -13,5 +13,4 @@ rule measure:
         code=code("measure"),
         settings=settings("latency", "device", "threads"),
     shell:
-        "robuq-bench measure --preset {wildcards.preset} {SET} --packed '{input}' --out '{output}'"
-        " --log '{log}'"
+        "robuq-bench measure --preset {wildcards.preset} {SET} --packed '{input}' --out '{output}'" " --log '{log}'"

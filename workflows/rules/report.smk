@@ -63,5 +63,4 @@ rule ablation_page:
     params:
         code=code("report"),
     shell:
-        "robuq-bench report --preset {wildcards.preset} {SET} --ablation '{input}' --out '{output}'"
-        " --log '{log}'"
+        "robuq-bench report --preset {wildcards.preset} {SET} --ablation '{input}' --out '{output}'" " --log '{log}'"

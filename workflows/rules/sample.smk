@@ -13,5 +13,4 @@ rule sample:
         code=code("sample"),
         settings=settings("sample", "device", "threads"),
     shell:
-        "robuq-bench sample --preset {wildcards.preset} {SET} --packed '{input}' --out '{output}'"
-        " --log '{log}'"
+        "robuq-bench sample --preset {wildcards.preset} {SET} --packed '{input}' --out '{output}'" " --log '{log}'"
