@@ -12,8 +12,9 @@ rule probe:
     params:
         code=code("probe"),
         settings=settings("data", "device", "threads"),
+        set=SET,
     shell:
-        "robuq-bench probe --preset {wildcards.preset} {SET} --model '{input}' --out '{output}'" " --log '{log}'"
+        "robuq-bench probe --preset {wildcards.preset} {params.set} --model '{input}' --out '{output}'" " --log '{log}'"
 
 
 rule ablate:
@@ -32,6 +33,7 @@ rule ablate:
         settings=settings("seeds"),
         ablation=lambda w: ABLATIONS[w.name].model_dump_json(),
         results=lambda w: f"results/{w.preset}",
+        set=SET,
     shell:
-        "robuq-bench ablate --preset {wildcards.preset} {SET} --name {wildcards.name}"
+        "robuq-bench ablate --preset {wildcards.preset} {params.set} --name {wildcards.name}"
         " --results {params.results} --out '{output}' --log '{log}'"

@@ -14,8 +14,9 @@ rule profile:
         settings=settings("data", "model", "device"),
         plan=lambda w: plan(w).model_dump_json(),
         method=method,
+        set=SET,
     shell:
-        "robuq-bench profile --preset {wildcards.preset} {SET} --recipe '{wildcards.recipe}'"
+        "robuq-bench profile --preset {wildcards.preset} {params.set} --recipe '{wildcards.recipe}'"
         " --variant {wildcards.variant} --seed {wildcards.seed} --start '{input}' --profile '{output}'"
         " --record-divergence --log '{log}'"
 

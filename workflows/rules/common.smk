@@ -100,8 +100,20 @@ def ablation_inputs(wildcards):
     return [path for file in ROW_FILES for path in row_files(wildcards.preset, rows, file)]
 
 
-# Overrides reach the verbs through the shell text and not as params: what a stage reads of them is in its `settings`.
-SET = f"--set {shlex.quote(CHANGES)}" if CHANGES else ""
+class Unwatched:
+    """A param whose change re-runs nothing: Snakemake compares plain values alone.
+
+    Overrides of the preset reach every verb through it; what a stage reads of them is in its `settings`.
+    """
+
+    def __init__(self, text):
+        self.text = text
+
+    def __str__(self):
+        return self.text
+
+
+SET = Unwatched(f"--set {shlex.quote(CHANGES)}" if CHANGES else "")
 
 
 def menu():

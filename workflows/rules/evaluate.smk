@@ -12,8 +12,9 @@ rule reference:
         code=code("reference"),
         settings=settings("data", "evaluate", "device", "threads"),
         n=lambda w: preset(w.preset).sample.n,
+        set=SET,
     shell:
-        "robuq-bench reference --preset {wildcards.preset} {SET} --reference '{output.reference}'"
+        "robuq-bench reference --preset {wildcards.preset} {params.set} --reference '{output.reference}'"
         " --floor '{output.floor}' --log '{log}'"
 
 
@@ -32,6 +33,7 @@ rule evaluate:
     params:
         code=code("evaluate"),
         settings=settings("evaluate", "device", "threads"),
+        set=SET,
     shell:
-        "robuq-bench evaluate --preset {wildcards.preset} {SET} --samples '{input.samples}'"
+        "robuq-bench evaluate --preset {wildcards.preset} {params.set} --samples '{input.samples}'"
         " --reference '{input.reference}' --out '{output}' --log '{log}'"

@@ -12,5 +12,7 @@ rule measure:
     params:
         code=code("measure"),
         settings=settings("latency", "device", "threads"),
+        set=SET,
     shell:
-        "robuq-bench measure --preset {wildcards.preset} {SET} --packed '{input}' --out '{output}'" " --log '{log}'"
+        "robuq-bench measure --preset {wildcards.preset} {params.set} --packed '{input}' --out '{output}'"
+        " --log '{log}'"

@@ -23,8 +23,9 @@ rule table:
         ],
         results=lambda w, output: Path(output.json).parent,
         stem=lambda w, output: Path(output.json).with_suffix(""),
+        set=SET,
     shell:
-        "robuq-bench table --preset {wildcards.preset} {SET} --results '{params.results}'"
+        "robuq-bench table --preset {wildcards.preset} {params.set} --results '{params.results}'"
         " --out '{params.stem}' --log '{log}'"
 
 
@@ -47,8 +48,9 @@ rule page:
         settings=settings("title", "rows", "seeds", "sample"),
         results=lambda w, input: Path(input.table).parent,
         ablations=lambda w, input: [f"--ablation {path}" for path in input.ablations],
+        set=SET,
     shell:
-        "robuq-bench report --preset {wildcards.preset} {SET} --results '{params.results}'"
+        "robuq-bench report --preset {wildcards.preset} {params.set} --results '{params.results}'"
         " --table '{input.table}' --out '{output}' {params.ablations} --log '{log}'"
 
 
@@ -62,5 +64,7 @@ rule ablation_page:
         "<logs>/{preset}/ablations/{name}_page.log",
     params:
         code=code("report"),
+        set=SET,
     shell:
-        "robuq-bench report --preset {wildcards.preset} {SET} --ablation '{input}' --out '{output}'" " --log '{log}'"
+        "robuq-bench report --preset {wildcards.preset} {params.set} --ablation '{input}' --out '{output}'"
+        " --log '{log}'"

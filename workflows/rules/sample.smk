@@ -12,5 +12,7 @@ rule sample:
     params:
         code=code("sample"),
         settings=settings("sample", "device", "threads"),
+        set=SET,
     shell:
-        "robuq-bench sample --preset {wildcards.preset} {SET} --packed '{input}' --out '{output}'" " --log '{log}'"
+        "robuq-bench sample --preset {wildcards.preset} {params.set} --packed '{input}' --out '{output}'"
+        " --log '{log}'"

@@ -27,8 +27,9 @@ rule train:
         start=lambda w, input: f"--start {input.start}" if input.start else "",
         bits=lambda w, input: f"--bits '{input.bits}'" if input.bits else "",
         state=STATE,
+        set=SET,
     shell:
-        "robuq-bench train --preset {wildcards.preset} {SET} --recipe '{wildcards.recipe}'"
+        "robuq-bench train --preset {wildcards.preset} {params.set} --recipe '{wildcards.recipe}'"
         " --variant {wildcards.variant} --seed {wildcards.seed} {params.start} {params.bits} --model '{output.model}'"
         " --curve '{output.curve}' --state '{params.state}' --record-divergence --log '{log}'"
 
