@@ -13,7 +13,7 @@ from robuq_bench import provenance
 from robuq_bench.allocate.allocation import Profile
 from robuq_bench.allocate.profile import Sensitivity, sensitivity, shapes
 from robuq_bench.allocate.stage import allocating
-from robuq_bench.config.preset import Preset, load_preset
+from robuq_bench.config.preset import Preset, load_preset, preset_arguments
 from robuq_bench.config.recipe import Variant
 from robuq_bench.data import ImageSet
 from robuq_bench.devices import describe, use
@@ -33,8 +33,7 @@ BATCHES, BATCH = 4, 128
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", required=True, help="name in config/, or a path")
-    parser.add_argument("--set", default="", metavar="K=V,...", help="overrides of the preset")
+    preset_arguments(parser)
     parser.add_argument("--recipe", required=True, help="with overrides: robuq,allocation.profile_steps=0")
     parser.add_argument("--variant", required=True, help="such as W1.58A2")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,5 +1,6 @@
 """A preset: data set, model size and budgets. Everything a run needs that is not the method."""
 
+import argparse
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -114,6 +115,14 @@ def load_preset(name: str, changes: str = "", folder: Path = FOLDER) -> Preset:
     path = find(folder, "preset", name)
     raw = override(read_yaml(path), parse_overrides(changes, where="--set"))
     return build(Preset, raw, str(path) + (f" with {changes}" if changes else ""))
+
+
+def preset_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options by which every verb is told its preset: `load_preset(args.preset, args.set)`."""
+    parser.add_argument("--preset", required=True, help="name in config/, or a path")
+    parser.add_argument(
+        "--set", default="", metavar="K=V,...", help="overrides of the preset: sample.n=100,seeds=[0,1]"
+    )
 
 
 def schema() -> dict[str, Any]:

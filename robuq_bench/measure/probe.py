@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from robuq_bench import provenance
-from robuq_bench.config.preset import load_preset
+from robuq_bench.config.preset import load_preset, preset_arguments
 from robuq_bench.config.recipe import Quantiser as Spec
 from robuq_bench.config.recipe import Variant, load_variant
 from robuq_bench.data import ImageSet
@@ -51,8 +51,7 @@ PLOT = {
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", required=True, help="name in config/, or a path")
-    parser.add_argument("--set", default="", metavar="K=V,...", help="overrides of the preset")
+    preset_arguments(parser)
     parser.add_argument("--model", type=Path, required=True, help="full-precision checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
 

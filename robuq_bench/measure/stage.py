@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from robuq_bench import provenance
-from robuq_bench.config.preset import load_preset
+from robuq_bench.config.preset import load_preset, preset_arguments
 from robuq_bench.devices import describe, use
 from robuq_bench.engine import packed
 from robuq_bench.files import sha256_file, write_json
@@ -16,8 +16,7 @@ EXAMPLE = """robuq-bench measure --preset quick --packed results/quick/robuq/W1.
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", required=True, help="name in config/, or a path")
-    parser.add_argument("--set", default="", metavar="K=V,...", help="overrides of the preset")
+    preset_arguments(parser)
     parser.add_argument("--packed", type=Path, required=True, help="packed model")
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
 

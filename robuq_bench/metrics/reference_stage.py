@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from robuq_bench import provenance
-from robuq_bench.config.preset import load_preset
+from robuq_bench.config.preset import load_preset, preset_arguments
 from robuq_bench.devices import describe, use
 from robuq_bench.files import write_json
 from robuq_bench.metrics.evaluate import floor
@@ -18,8 +18,7 @@ CHUNK = 512  # images whose features are held at a time
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", required=True, help="name in config/, or a path")
-    parser.add_argument("--set", default="", metavar="K=V,...", help="overrides of the preset")
+    preset_arguments(parser)
     parser.add_argument("--reference", type=Path, required=True, help="moments of the real images, to write")
     parser.add_argument("--floor", type=Path, required=True, help="real-vs-real scores, JSON, to write")
 

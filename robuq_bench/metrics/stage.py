@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from robuq_bench import provenance
-from robuq_bench.config.preset import load_preset
+from robuq_bench.config.preset import load_preset, preset_arguments
 from robuq_bench.devices import describe, use
 from robuq_bench.files import write_json
 from robuq_bench.metrics.evaluate import evaluate
@@ -18,8 +18,7 @@ EXAMPLE = """robuq-bench evaluate --preset quick --samples samples.npz --referen
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", required=True, help="name in config/, or a path")
-    parser.add_argument("--set", default="", metavar="K=V,...", help="overrides of the preset")
+    preset_arguments(parser)
     parser.add_argument("--samples", type=Path, required=True, help=".npz of `robuq-bench sample`")
     parser.add_argument("--reference", type=Path, required=True, help="file of `robuq-bench reference`")
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")

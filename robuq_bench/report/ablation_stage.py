@@ -6,7 +6,7 @@ from typing import Any
 
 from robuq_bench import provenance
 from robuq_bench.config.ablation import Ablation, load_ablation
-from robuq_bench.config.preset import load_preset
+from robuq_bench.config.preset import load_preset, preset_arguments
 from robuq_bench.files import write_json
 from robuq_bench.metrics.extractors import label
 from robuq_bench.report.inputs import read_results
@@ -16,8 +16,7 @@ EXAMPLE = "robuq-bench ablate --preset quick --name rotation --results results/q
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", required=True, help="name in config/, or a path")
-    parser.add_argument("--set", default="", metavar="K=V,...", help="overrides of the preset")
+    preset_arguments(parser)
     parser.add_argument("--name", required=True, help="ablation in workflows/ablations.yaml")
     parser.add_argument("--results", type=Path, required=True, help="folder with <recipe>/<variant>/seed<k>/")
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")

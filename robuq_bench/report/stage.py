@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from robuq_bench.config.base import build
-from robuq_bench.config.preset import Preset, load_preset
+from robuq_bench.config.preset import Preset, load_preset, preset_arguments
 from robuq_bench.data import ImageSet
 from robuq_bench.errors import BenchError
 from robuq_bench.files import read_json, write_text
@@ -28,8 +28,7 @@ EXAMPLE = """robuq-bench report --preset quick --results results/quick --table r
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", required=True, help="name in config/, or a path")
-    parser.add_argument("--set", default="", metavar="K=V,...", help="overrides of the preset")
+    preset_arguments(parser)
     parser.add_argument("--results", type=Path, help="folder with <recipe>/<variant>/seed<k>/")
     parser.add_argument("--table", type=Path, help="JSON of `robuq-bench table`")
     parser.add_argument("--ablation", type=Path, nargs="+", action="extend", default=[], help="JSON of ablations")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from robuq_bench.config.preset import load_preset
+from robuq_bench.config.preset import load_preset, preset_arguments
 from robuq_bench.files import write_json, write_text
 from robuq_bench.report.formats import to_csv, to_latex, to_markdown
 from robuq_bench.report.inputs import read_results
@@ -14,8 +14,7 @@ WRITERS = {".csv": to_csv, ".md": to_markdown, ".tex": to_latex}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", required=True, help="name in config/, or a path")
-    parser.add_argument("--set", default="", metavar="K=V,...", help="overrides of the preset")
+    preset_arguments(parser)
     parser.add_argument("--rows", nargs="+", metavar="RECIPE/VARIANT", help="rows in this order; default: the preset's")
     parser.add_argument("--results", type=Path, required=True, help="folder with <recipe>/<variant>/seed<k>/")
     parser.add_argument("--out", type=Path, required=True, help="path of the files to write, without suffix")

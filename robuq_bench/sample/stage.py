@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from robuq_bench import provenance
-from robuq_bench.config.preset import load_preset
+from robuq_bench.config.preset import load_preset, preset_arguments
 from robuq_bench.devices import describe, use
 from robuq_bench.engine import packed
 from robuq_bench.files import sha256_file
@@ -19,8 +19,7 @@ EXAMPLE = "robuq-bench sample --preset quick --packed results/quick/robuq/W1.58A
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", required=True, help="name in config/, or a path")
-    parser.add_argument("--set", default="", metavar="K=V,...", help="overrides of the preset, e.g. sample.n=100")
+    preset_arguments(parser)
     parser.add_argument("--packed", type=Path, required=True, help="packed model")
     parser.add_argument("--out", type=Path, required=True, help=".npz to write (ADM's layout)")
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robuq_bench import provenance
-from robuq_bench.config.preset import Preset, Training, load_preset
+from robuq_bench.config.preset import Preset, Training, load_preset, preset_arguments
 from robuq_bench.config.recipe import Variant, load_variant
 from robuq_bench.data import ImageSet
 from robuq_bench.devices import describe, use
@@ -27,8 +27,7 @@ EXAMPLE = """robuq-bench train --preset quick --recipe robuq --variant W1.58A2 -
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", required=True, help="name in config/, or a path")
-    parser.add_argument("--set", default="", metavar="K=V,...", help="overrides of the preset")
+    preset_arguments(parser)
     parser.add_argument("--recipe", required=True, help="name in baselines/, with overrides: robuq,low_rank.rank=4")
     parser.add_argument("--variant", required=True, help="such as W1.58A2")
     parser.add_argument("--seed", type=int, default=0)
