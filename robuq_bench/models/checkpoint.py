@@ -20,7 +20,7 @@ from robuq_bench.files import atomic, existing
 from robuq_bench.models.dit import Shape
 
 SCHEMA = 1
-KEY, SEAL = "robuq_bench", "robuq_bench.sha256"
+KEY = "robuq_bench"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def save(path: str | Path, tensors: dict[str, Tensor], card: Card) -> None:
     record = {**asdict(card), "schema": SCHEMA}
     record |= {"variant": card.variant.model_dump(mode="json"), "model": card.model.model_dump(mode="json")}
     text = json.dumps(record, allow_nan=False)
-    metadata = {KEY: text, SEAL: hashlib.sha256(text.encode()).hexdigest()}
+    # One entry, hash first: safetensors writes several in an order that changes from run to run.
+    metadata = {KEY: f"{hashlib.sha256(text.encode()).hexdigest()} {text}"}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic(path) as temporary:
         try:
@@ -99,8 +100,8 @@ def load_into(model: torch.nn.Module, tensors: dict[str, Tensor], where: str | P
 def _card(metadata: dict[str, str] | None, path: Path) -> Card:
     if not metadata or KEY not in metadata:
         raise BenchError(f"{path}: not a checkpoint of this project (no '{KEY}' record)")
-    text = metadata[KEY]
-    if hashlib.sha256(text.encode()).hexdigest() != metadata.get(SEAL):
+    seal, _, text = metadata[KEY].partition(" ")
+    if hashlib.sha256(text.encode()).hexdigest() != seal:
         raise _damaged(path, "its record does not match its hash")
     try:
         return _parsed(json.loads(text), path)
