@@ -77,10 +77,12 @@ def sentence(ablation: Ablation, variant: str, rows: list[dict[str, Any]], dista
     best, worst = ranked[0], ranked[-1]
     first = next(iter(ablation.settings))
     reference = next((row for row in ranked if row["setting"] == first), None)
-    text = f"At {variant} '{best['setting']}' has the lowest {distance} ({best['FD']:.1f})"
+    text = f"At {variant} '{best['setting']}' has the lowest {distance} ({best['FD']:.4g})"
     if reference and reference is not best:
-        text += f", {reference['FD'] - best['FD']:.1f} below the reference '{first}' ({reference['FD']:.1f})"
-    text += f", and '{worst['setting']}' the highest ({worst['FD']:.1f})."
+        text += f", {reference['FD'] - best['FD']:.4g} below the reference '{first}' ({reference['FD']:.4g})"
+    text += f", and '{worst['setting']}' the highest ({worst['FD']:.4g})."
+    if len(ranked) > 1 and ranked[0]["seeds"] == 1:
+        text += " One seed: whether that exceeds the spread between seeds is not known."
     if diverged:
         text += f" Diverged: {', '.join(diverged)}."
     return text
@@ -90,9 +92,9 @@ def _columns(extractor: str) -> list[dict[str, str]]:
     return [
         {"key": "setting", "title": "Setting", "format": ""},
         {"key": "variant", "title": "W/A", "format": ""},
-        {"key": "FD", "title": label("FD", extractor), "format": ".1f"},
-        {"key": "sFD", "title": label("sFD", extractor), "format": ".0f"},
-        {"key": "KID", "title": f"{label('KID', extractor)} x1000", "format": ".1f"},
+        {"key": "FD", "title": label("FD", extractor), "format": ".4g"},
+        {"key": "sFD", "title": label("sFD", extractor), "format": ".4g"},
+        {"key": "KID", "title": f"{label('KID', extractor)} x1000", "format": ".4g"},
         {"key": "held_out_loss", "title": "Held-out loss", "format": ".4f"},
         {"key": "size", "title": "Bytes (packed)", "format": ",.0f"},
         {"key": "status", "title": "Status", "format": ""},
