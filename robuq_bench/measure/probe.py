@@ -24,15 +24,19 @@ from robuq_bench.quant.linear import QuantLinear
 from robuq_bench.train.images import images
 from robuq_bench.train.objective import held_out_loss
 
-EXAMPLE = "robuq-bench probe --preset quick --model fp.safetensors --out quantizer.json"
+EXAMPLE = "robuq-bench probe --preset quick --model fp.safetensors --out quantizer_error.json"
 BITS = (2, 3, 4)
 IMAGES = 512
 SETTINGS = {
     "min-max": Spec(format="asymmetric", granularity="token", scale="minmax"),
     "absmax": Spec(format="midtread", granularity="token", scale="absmax"),
+    "absmean": Spec(format="midtread", granularity="token", scale="absmean"),
     "Gaussian mid-rise": Spec(format="midrise", granularity="token", scale="mean_abs"),
+    "Gaussian mid-rise, RMS": Spec(format="midrise", granularity="token", scale="rms"),
+    "Gaussian mid-rise, centred": Spec(format="midrise", granularity="token", scale="mean_abs", centre=True),
     "Gaussian mid-tread": Spec(format="midtread", granularity="token", scale="mean_abs"),
     "Gaussian mid-tread, mid-rise step": Spec(format="midtread", granularity="token", scale="mean_abs", step="midrise"),
+    "Lloyd-Max": Spec(format="lloyd_max", granularity="token", scale="mean_abs"),
 }
 COLUMNS = [
     {"key": "quantiser", "title": "Activation quantiser", "format": ""},
@@ -69,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     rows = list(compare(model.to(device).eval(), held_out, device))
     full_precision, _ = held_out_loss(model, held_out, device)
     record = {
-        "name": "quantizer",
+        "name": "quantizer_error",
         "title": "Activation quantisers on the trained model",
         "question": "How much do rotated activations lose to each quantiser, before any training?",
         "sentence": sentence(rows, full_precision),

@@ -8,7 +8,7 @@ from robuq_bench.config.recipe import load_variant
 
 def test_every_setting_of_the_committed_ablations_is_a_valid_recipe(in_root):
     ablations = load_ablations()
-    for name in ("rotation", "low_rank", "quantizer_qat", "ternary", "estimator", "allocation", "attention"):
+    for name in ("rotation", "low_rank", "quantizer", "ternary", "estimator", "allocation", "attention"):
         rows = ablations[name].rows()
         methods = [load_variant(recipe, variant) for _, recipe, variant in rows]
         dumps = {method.model_dump_json(exclude={"recipe"}) for method in methods}

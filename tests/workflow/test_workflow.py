@@ -135,5 +135,5 @@ def test_a_mistake_is_one_line_before_any_work(project: Path, arguments: list[st
 def test_lint_and_menu(project: Path) -> None:
     assert snakemake(project, "--lint").returncode == 0
     menu = snakemake(project, "--list-rules").stdout
-    for target in ("reproduce_table", "report", "robuq_W1.58A2", "ablation_quantizer", "ablation_rotation"):
+    for target in ("reproduce_table", "report", "robuq_W1.58A2", "ablation_quantizer_error", "ablation_rotation"):
         assert re.search(rf"^{re.escape(target)} \(.+\)$", menu, re.MULTILINE), target

@@ -3,9 +3,9 @@ rule probe:
     input:
         "<results>/{preset}/full_precision/W32A32/seed0/model.safetensors",
     output:
-        "<results>/{preset}/ablations/quantizer.json",
+        "<results>/{preset}/ablations/quantizer_error.json",
     log:
-        "<logs>/{preset}/ablations/quantizer.log",
+        "<logs>/{preset}/ablations/quantizer_error.log",
     threads: lambda w: preset(w.preset).threads
     resources:
         gpu=gpus,

@@ -1,8 +1,9 @@
 # The menu: what a user asks for by name. `--config preset=smoke` runs any of these for another preset.
 localrules:
     reproduce_table,
+    reproduce_table_full,
     report,
-    ablation_quantizer,
+    ablation_quantizer_error,
     ablations,
 
 
@@ -14,16 +15,23 @@ rule reproduce_table:
         f"reports/{PRESET}/index.html",
 
 
+rule reproduce_table_full:
+    """Every variant of every recipe in one table and page of their own."""
+    input:
+        f"<results>/{PRESET}/table_full.json",
+        f"reports/{PRESET}/full.html",
+
+
 rule report:
     """The HTML page alone, and whatever it still needs."""
     input:
         f"reports/{PRESET}/index.html",
 
 
-rule ablation_quantizer:
-    """Activation quantisers on the trained model: min-max, absmax, mid-rise and mid-tread Gaussian, 2-4 bits."""
+rule ablation_quantizer_error:
+    """Error of every activation quantiser on the trained full-precision model at 2-4 bits: no training, a minute."""
     input:
-        f"reports/{PRESET}/ablation_quantizer.html",
+        f"reports/{PRESET}/ablation_quantizer_error.html",
 
 
 # One target per ablation of workflows/ablations.yaml, and all of them.
@@ -41,7 +49,7 @@ for name, ablation in ABLATIONS.items():
 rule ablations:
     """Every ablation."""
     input:
-        [f"reports/{PRESET}/ablation_{name}.html" for name in ["quantizer", *ABLATIONS]],
+        [f"reports/{PRESET}/ablation_{name}.html" for name in ["quantizer_error", *ABLATIONS]],
 
 
 # One target per recipe and variant: `snakemake robuq_W1.58A3` runs that row alone, in the table or not.

@@ -7,7 +7,7 @@ from robuq_bench.allocate.costs import LATENCY_TABLE
 from robuq_bench.config.ablation import load_ablations
 from robuq_bench.config.preset import load_preset
 from robuq_bench.config.recipe import FOLDER as RECIPES
-from robuq_bench.config.recipe import load_recipe, load_variant
+from robuq_bench.config.recipe import load_recipe, load_variant, parse_variant
 from robuq_bench.errors import BenchError
 from robuq_bench.provenance import code_digest
 from robuq_bench.cli import VERBS
@@ -87,9 +87,13 @@ def row_files(name, rows, file):
 ROW_FILES = ("train.json", "packed.safetensors", "samples.npz", "metrics.json", "measure.json")
 
 
+def table_rows(wildcards):
+    """Rows of a table: those of the preset, or every variant of every recipe."""
+    return preset(wildcards.preset).rows if wildcards.table == "table" else FULL
+
+
 def table_inputs(wildcards):
-    rows = preset(wildcards.preset).rows
-    return [path for file in ROW_FILES for path in row_files(wildcards.preset, rows, file)]
+    return [path for file in ROW_FILES for path in row_files(wildcards.preset, table_rows(wildcards), file)]
 
 
 ABLATIONS = checked(load_ablations)
@@ -121,3 +125,7 @@ def menu():
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
     pairs = [(name, variant) for name in names for variant in checked(load_recipe, name).variants]
     return [("_".join(pair), "/".join(pair)) for pair in pairs]
+
+
+FULL = sorted((row for _, row in menu()), key=lambda row: [-bits for bits in parse_variant(row.rpartition("/")[2])])
+TABLES = {"index": "table", "full": "table_full"}  # page -> table

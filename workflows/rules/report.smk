@@ -1,51 +1,55 @@
 rule table:
-    """Collect the rows of a preset into the table: JSON, CSV, Markdown, LaTeX."""
+    """Collect rows into a table: JSON, CSV, Markdown, LaTeX."""
     input:
         table_inputs,
         "<results>/{preset}/reference/floor.json",
     output:
-        json="<results>/{preset}/table.json",
+        json="<results>/{preset}/{table}.json",
         csv=report(
-            "<results>/{preset}/table.csv",
+            "<results>/{preset}/{table}.csv",
             caption="../report/table.rst",
             category="Table",
             labels={"preset": "{preset}", "format": "csv"},
         ),
-        md="<results>/{preset}/table.md",
-        tex="<results>/{preset}/table.tex",
+        md="<results>/{preset}/{table}.md",
+        tex="<results>/{preset}/{table}.tex",
     log:
-        "<logs>/{preset}/table.log",
+        "<logs>/{preset}/{table}.log",
+    wildcard_constraints:
+        table="table|table_full",
     params:
         code=code("table"),
-        settings=settings("rows", "seeds"),
-        recipes=lambda w: [
-            checked(load_variant, *row.rsplit("/", 1)).model_dump_json() for row in preset(w.preset).rows
-        ],
+        settings=settings("seeds"),
+        rows=table_rows,
+        recipes=lambda w: [checked(load_variant, *row.rsplit("/", 1)).model_dump_json() for row in table_rows(w)],
         results=lambda w, output: Path(output.json).parent,
         stem=lambda w, output: Path(output.json).with_suffix(""),
         set=SET,
     shell:
         "robuq-bench table --preset {wildcards.preset} {params.set} --results '{params.results}'"
+        " --rows {params.rows}"
         " --out '{params.stem}' --log '{log}'"
 
 
 rule page:
     """Build the HTML page of a preset from its table, images, curves and the ablations that exist."""
     input:
-        table="<results>/{preset}/table.json",
+        table=lambda w: f"<results>/{w.preset}/{TABLES[w.page]}.json",
         ablations=lambda w: sorted(str(p) for p in Path(f"results/{w.preset}/ablations").glob("*.json")),
     output:
         report(
-            "reports/{preset}/index.html",
+            "reports/{preset}/{page}.html",
             caption="../report/page.rst",
             category="Report",
-            labels={"preset": "{preset}", "format": "page"},
+            labels={"preset": "{preset}", "format": "{page}"},
         ),
     log:
-        "<logs>/{preset}/page.log",
+        "<logs>/{preset}/{page}.log",
+    wildcard_constraints:
+        page="|".join(TABLES),
     params:
         code=code("report"),
-        settings=settings("title", "rows", "seeds", "sample"),
+        settings=settings("title", "seeds", "sample"),
         results=lambda w, input: Path(input.table).parent,
         ablations=lambda w, input: [f"--ablation {path}" for path in input.ablations],
         set=SET,
