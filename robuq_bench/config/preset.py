@@ -51,6 +51,10 @@ class Training(Model):
     ema: float = Field(ge=0, lt=1, description="decay of the averaged weights that are evaluated")
     label_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels replaced by 'no class' for guidance")
     grad_clip: float = Field(1.0, gt=0, description="maximal gradient norm")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the forward and backward pass; bfloat16: autocast, weights stay float32"
+    )
+    compile: bool = Field(False, description="torch.compile each transformer block")
     save_every: Positive = Field(description="steps between resumable states")
 
 

@@ -16,8 +16,11 @@ from robuq_bench.models.dit import layer_type, linears
 from robuq_bench.progress import Bar
 from robuq_bench.quant.timed import timed_quantisers
 from robuq_bench.seeds import seed
-from robuq_bench.train.objective import draw, loss, taught
+from robuq_bench.train.objective import Batch, draw, loss, taught
 from robuq_bench.train.state import State
+
+CHECK_EVERY = 50
+"""Steps between looks at the loss on a GPU, which runs ahead meanwhile; on a CPU every step is looked at."""
 
 
 @dataclass
@@ -65,11 +68,15 @@ def train(
 ) -> Outcome:
     """Train `model` in place for `plan.steps` steps and return averaged weights and losses.
 
-    `signal` float32 [N, C, H, W] in [-1, 1]; `labels` int64 [N]. Every step draws from (run_seed, step), so a run
-    that was cut and goes on from `state` equals the uncut one, bit for bit on a CPU with the same thread count.
-    With a `teacher` its output is the target; with `phases` each trains some layers alone.
-    Raises Diverged at the first non-finite loss.
+    `signal` float32 [N, C, H, W] in [-1, 1] and `labels` int64 [N] are moved to the device once. Every step draws
+    from (run_seed, step), so a run that was cut and goes on from `state` equals the uncut one, bit for bit on a CPU
+    with the same thread count. With a `teacher` its output is the target; with `phases` each trains some layers alone.
+    Raises Diverged within CHECK_EVERY steps of the first non-finite loss.
     """
+    signal, labels = signal.to(device), labels.to(device)
+    if plan.compile:
+        for block in model.transformer_blocks:  # one graph serves all blocks
+            block.compile()
     optimiser = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
         lr=plan.lr,
@@ -82,17 +89,20 @@ def train(
         first = found[0]
         losses = _restore(found[1], model, optimiser, average)
     model.train()
+    every = CHECK_EVERY if signal.is_cuda else 1
+    pending: list[Tensor] = []  # losses not yet read: reading one waits for the GPU
     with Bar(label, plan.steps, first) as bar:
         for step in range(first, plan.steps):
             batch = draw(signal, labels, plan.batch, no_class, plan.label_dropout, seed("batch", run_seed, step))
-            batch = batch.to(device) if teacher is None else taught(teacher, batch.to(device))
             select(model, phases, step / plan.steps)
-            losses.append(_step(model, optimiser, batch, learning_rate(step, plan), plan.grad_clip))
-            if not math.isfinite(losses[-1]):
-                raise Diverged(f"{label}: loss is {losses[-1]} at step {step}; lower the learning rate and run again")
+            pending.append(_step(model, optimiser, batch, learning_rate(step, plan), plan, teacher))
             average.update(step)
-            bar.advance(1, loss=sum(losses[-50:]) / len(losses[-50:]))
-            if (step + 1) % plan.save_every == 0 and step + 1 < plan.steps:
+            last, saves = step + 1 == plan.steps, (step + 1) % plan.save_every == 0
+            if last or saves or len(pending) == every:
+                losses += _finite(torch.stack(pending).tolist(), len(losses), label)
+                bar.advance(len(pending), loss=sum(losses[-50:]) / len(losses[-50:]))
+                pending = []
+            if saves and not last:
                 state.save(step + 1, _snapshot(model, optimiser, average, losses))
     model.requires_grad_(True)
     return Outcome(average.weights, losses)
@@ -115,15 +125,32 @@ def select(model: nn.Module, phases: tuple[Phase, ...], progress: float) -> None
         quantiser.requires_grad_(True)
 
 
-def _step(model: nn.Module, optimiser: torch.optim.Optimizer, batch, lr: float, clip: float) -> float:
+def _step(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batch: Batch,
+    lr: float,
+    plan: Training,
+    teacher: nn.Module | None,
+) -> Tensor:
+    """One update; the loss [] stays on the device."""
     for group in optimiser.param_groups:
         group["lr"] = lr
-    value = loss(model, batch)
+    with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=plan.precision == "bfloat16"):
+        value = loss(model, batch if teacher is None else taught(teacher, batch))
     value.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), plan.grad_clip)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    return value.item()
+    return value.detach()
+
+
+def _finite(losses: list[float], first: int, label: str) -> list[float]:
+    """`losses` of the steps from `first` on. Raises Diverged when one is not finite."""
+    for step, value in enumerate(losses, first):
+        if not math.isfinite(value):
+            raise Diverged(f"{label}: loss is {value} at step {step}; lower the learning rate and run again")
+    return losses
 
 
 def _snapshot(model: nn.Module, optimiser, average: Average, losses: list[float]) -> dict[str, Any]:

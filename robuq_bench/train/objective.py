@@ -38,12 +38,16 @@ class Batch:
 
 
 def draw(signal: Tensor, labels: Tensor, size: int, no_class: int, dropout: float, draw_seed: int) -> Batch:
-    """A training batch that depends on `draw_seed` alone, so that a resumed run sees the same data."""
-    generator = torch.Generator().manual_seed(draw_seed)
-    index = torch.randint(len(signal), (size,), generator=generator)
-    noise = torch.randn((size, *signal.shape[1:]), generator=generator)
-    time = torch.sigmoid(torch.randn(size, generator=generator))
-    dropped = torch.rand(size, generator=generator) < dropout
+    """A training batch that depends on `draw_seed` alone, so that a resumed run sees the same data.
+
+    Drawn where `signal` lies: a GPU draws other numbers than a CPU from the same seed.
+    """
+    device = signal.device
+    generator = torch.Generator(device).manual_seed(draw_seed)
+    index = torch.randint(len(signal), (size,), generator=generator, device=device)
+    noise = torch.randn((size, *signal.shape[1:]), generator=generator, device=device)
+    time = torch.sigmoid(torch.randn(size, generator=generator, device=device))
+    dropped = torch.rand(size, generator=generator, device=device) < dropout
     return _noised(signal[index], labels[index].masked_fill(dropped, no_class), noise, time)
 
 

@@ -76,6 +76,12 @@ def run(args: argparse.Namespace) -> None:
             outcome = fit(model, preset, variant, plan, train_set, args.seed, args.start, state, label, device)
         facts = _finish(model, outcome, held_out, device, label)
         losses = outcome.losses
+    except torch.OutOfMemoryError as error:
+        key = "train" if plan is preset.train else "qat"
+        raise BenchError(
+            f"{label}: the GPU's memory does not hold a batch of {plan.batch}; try --set {key}.batch={plan.batch // 2} "
+            "(the same for all rows)"
+        ) from error
     except Diverged as error:
         if not args.record_divergence:
             raise
