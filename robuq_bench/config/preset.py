@@ -95,7 +95,10 @@ class Preset(Model):
     sample: Sampling
     evaluate: Evaluation
     latency: Latency
-    seeds: tuple[int, ...] = Field(min_length=1, description="training seeds of every row")
+    seeds: tuple[int, ...] = Field(min_length=1, description="training seeds of the rows of this preset")
+    extra_seeds: tuple[int, ...] | None = Field(
+        None, min_length=1, description="of all other rows (full table, ablations); null: the same"
+    )
     rows: tuple[Annotated[str, StringConstraints(pattern=r"^[^/]+/W[\d.]+A\d+$")], ...] = Field(
         min_length=1, description="recipe/variant, in table order"
     )
@@ -112,6 +115,10 @@ class Preset(Model):
         if len(set(self.rows)) < len(self.rows):
             raise ValueError("rows: a row stands twice")
         return self
+
+    def seeds_of(self, row: str) -> tuple[int, ...]:
+        """Training seeds of "recipe/variant"."""
+        return self.seeds if row in self.rows or self.extra_seeds is None else self.extra_seeds
 
 
 def load_preset(name: str, changes: str = "", folder: Path = FOLDER) -> Preset:

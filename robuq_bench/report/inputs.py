@@ -51,8 +51,8 @@ def read_results(folder: Path, preset: Preset, rows: Iterable[str]) -> Results:
 
 
 def seeds(preset: Preset, variant: Variant) -> tuple[int, ...]:
-    """Full precision is trained once, every quantised row once a seed of the preset."""
-    return preset.seeds if variant.method.training != "none" else (0,)
+    """Full precision is trained once, every quantised row once for each of its seeds."""
+    return preset.seeds_of(f"{variant.recipe}/{variant.name}") if variant.method.training != "none" else (0,)
 
 
 def _variant(row: str) -> Variant:

@@ -152,3 +152,9 @@ def test_unknown_preset(refused):
 def test_outside_a_checkout(tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
     refused(lambda: load_preset("smoke"), "config/: no such folder", "root of a robuq_bench checkout")
+
+
+def test_rows_outside_the_preset_may_have_seeds_of_their_own():
+    preset = load_preset("quick", "seeds=[0,1,2],extra_seeds=[0]")
+    assert preset.seeds_of("robuq/W1.58A2") == (0, 1, 2) and preset.seeds_of("terdit/W1.58A32") == (0,)
+    assert load_preset("quick", "seeds=[0,1]").seeds_of("terdit/W1.58A32") == (0, 1)

@@ -30,7 +30,7 @@ rule ablate:
         name="|".join(ABLATIONS),
     params:
         code=code("ablate"),
-        settings=settings("seeds"),
+        settings=settings("seeds", "extra_seeds"),
         ablation=lambda w: ABLATIONS[w.name].model_dump_json(),
         results=lambda w: f"results/{w.preset}",
         set=SET,

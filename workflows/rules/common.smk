@@ -74,9 +74,9 @@ def gpus(wildcards):
 
 
 def seeds(name, recipe, variant_name):
-    """Full precision is trained once; every other row once per seed of the preset."""
+    """Full precision is trained once; every other row once for each of its seeds."""
     chosen = checked(load_variant, recipe, variant_name)
-    return preset(name).seeds if chosen.method.training != "none" else (0,)
+    return preset(name).seeds_of(f"{recipe}/{variant_name}") if chosen.method.training != "none" else (0,)
 
 
 def row_files(name, rows, file):

@@ -19,7 +19,7 @@ rule table:
         table="table|table_full",
     params:
         code=code("table"),
-        settings=settings("seeds"),
+        settings=settings("seeds", "extra_seeds"),
         rows=table_rows,
         recipes=lambda w: [checked(load_variant, *row.rsplit("/", 1)).model_dump_json() for row in table_rows(w)],
         results=lambda w, output: Path(output.json).parent,
@@ -49,7 +49,7 @@ rule page:
         page="|".join(TABLES),
     params:
         code=code("report"),
-        settings=settings("title", "seeds", "sample"),
+        settings=settings("title", "seeds", "extra_seeds", "sample"),
         results=lambda w, input: Path(input.table).parent,
         ablations=lambda w, input: [f"--ablation {path}" for path in input.ablations],
         set=SET,
