@@ -8,9 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from robuq_bench.allocate.costs import LatencyTable, Linear, costs
+from robuq_bench.allocate.costs import LatencyTable, Linear, costs, read_latency_table
 from robuq_bench.allocate.dp import front
 from robuq_bench.config.base import Model
+from robuq_bench.config.preset import Preset
 from robuq_bench.config.recipe import Variant
 from robuq_bench.errors import BenchError
 
@@ -19,6 +20,10 @@ PAPER_AVERAGES = {
     "W1.58A3": {"proj": 3.89, "qkv": 2.96, "fc1": 3.04, "fc2": 2.31},
 }
 """Average bits by layer type that the paper reports for DiT-XL/2 (third-party notes, paper-facts 1.6)."""
+
+
+BLOCK = {"qkv": (3, 1), "proj": (1, 1), "fc1": (4, 1), "fc2": (1, 4)}
+"""Layer type -> (outputs, inputs) in widths of the model: the linears of a DiT block whose bits are chosen."""
 
 
 class Profile(Model):
@@ -80,6 +85,8 @@ def allocate(profile: Profile, variant: Variant, table: LatencyTable | None = No
         "bits": dict(zip(profile.layers, widths, strict=True)) | profile.fixed,
         "budget": priced.budget,
         "achieved": int(curve.cost[point]),
+        "minimised": float(curve.loss[point]),
+        "minimised_uniform": _uniform(profile, variant.activation_bits, plan.sensitivity),
         "predicted_loss_increase": predicted(profile, widths),
         "predicted_loss_increase_uniform": _uniform(profile, variant.activation_bits),
         "averages": averages(profile.types, widths),
@@ -89,9 +96,26 @@ def allocate(profile: Profile, variant: Variant, table: LatencyTable | None = No
     }
 
 
-def predicted(profile: Profile, widths: Sequence[int]) -> float:
-    """Sum of the profiled loss rises when each layer has its width of `widths`."""
-    rows = zip(profile.loss, widths, strict=True)
+def check_priced(preset: Preset, variant: Variant) -> None:
+    """Raises BenchError when the costs of the preset's layers are not known, or no allocation meets the budget.
+
+    For before any work: it takes no model and no profile.
+    """
+    plan, width = variant.method.allocation, preset.model.width
+    tokens = (preset.data.size // preset.model.patch) ** 2
+    linears = [Linear(kind, n * width, k * width, tokens) for kind, (n, k) in BLOCK.items()]
+    priced = costs(linears, variant, read_latency_table(plan.latency_table) if plan.cost == "latency" else None)
+    least = int(priced.values.min(axis=1).sum())
+    if least > priced.budget:
+        raise BenchError(
+            f"recipe '{variant.recipe}' at {variant.name}: no allocation meets the budget of {priced.budget} "
+            f"{priced.unit} a block; the least achievable is {least}: add a smaller width to allocation.candidates"
+        )
+
+
+def predicted(profile: Profile, widths: Sequence[int], sensitivity: str = "loss") -> float:
+    """Sum of the profiled loss rises ("mse": output errors) when each layer has its width of `widths`."""
+    rows = zip(getattr(profile, sensitivity), widths, strict=True)
     return sum(row[profile.candidates.index(bits)] for row, bits in rows)
 
 
@@ -103,5 +127,6 @@ def averages(types: Sequence[str], widths: Sequence[int]) -> dict[str, float]:
     return {kind: fmean(bits) for kind, bits in groups.items()}
 
 
-def _uniform(profile: Profile, bits: int) -> float | None:
-    return predicted(profile, [bits] * len(profile.layers)) if bits in profile.candidates else None
+def _uniform(profile: Profile, bits: int, sensitivity: str = "loss") -> float | None:
+    """The same sum with `bits` in every layer; None when that width was not profiled."""
+    return predicted(profile, [bits] * len(profile.layers), sensitivity) if bits in profile.candidates else None

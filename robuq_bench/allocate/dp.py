@@ -58,30 +58,57 @@ def front(cost: np.ndarray, loss: np.ndarray) -> Front:
         raise BenchError(f"{shapes}: both must be [layers, candidates] of one shape, and not empty")
     if not (np.isfinite(cost).all() and np.isfinite(loss).all()):
         raise BenchError("a cost or a loss is not finite; measure it again")
-    cost = _summable(cost)
-    order = np.lexsort(cost.T)  # layers of equal costs side by side keep the sums few
-    total, lost, origins = np.zeros(1), np.zeros(1), []
+    whole, unit = _whole(cost)
+    order = np.lexsort(whole.T)  # layers of equal costs side by side keep the sums few
+    total, lost, origins = np.zeros(1, dtype=np.int64), np.zeros(1), []
     for layer in order:
-        totals, losts = (np.add.outer(own[layer], sums).ravel() for own, sums in ((cost, total), (loss, lost)))
-        kept = _undominated(totals, losts)
-        total, lost = totals[kept], losts[kept]
+        kept = _promising(total, lost, whole[layer], loss[layer])
+        candidate, before = np.divmod(kept, len(total))
+        totals, losts = whole[layer][candidate] + total[before], loss[layer][candidate] + lost[before]
+        best = _undominated(totals, losts)
+        kept, total, lost = kept[best], totals[best], losts[best]
         if len(total) > LIMIT:
             raise BenchError(f"more than {LIMIT} undominated sums of these costs; round the costs and run again")
         origins.append(kept.astype(np.int32))
-    return Front(total, lost, order, tuple(origins))
+    return Front(total * unit, lost, order, tuple(origins))
 
 
-def _summable(cost: np.ndarray) -> np.ndarray:
-    """`cost` in multiples of a power of two so large that every sum of one cost a layer has 53 bits or fewer."""
+def _whole(cost: np.ndarray) -> tuple[np.ndarray, float]:
+    """`cost` as int64 multiples of a power of two, and that unit; every sum of one cost a layer has 53 bits or fewer.
+
+    Integers, because they sort in half the time of floats.
+    """
     _, exponent = np.frexp(np.abs(cost).max(axis=1).sum())
     unit = np.ldexp(1.0, int(exponent) - 52)
-    return np.round(cost / unit) * unit
+    return np.round(cost / unit).astype(np.int64), unit
+
+
+def _promising(total: np.ndarray, lost: np.ndarray, cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Indices (candidate * sums + sum) of the sums of the next layer that a coarse look does not find dominated.
+
+    The axis of costs is cut into cells of a few points each. What the front offers at the start of a cell bounds all
+    in it; the bound is strictly cheaper than what it rules out, so no two sums rule each other out. Three quarters of
+    the sums need no sorting then.
+    """
+    extra = cost - cost.min()
+    span = int(total[-1] - total[0] + extra.max())
+    shift = (2 * span // len(total)).bit_length()
+    cells = (span >> shift) + 2
+    cell = (total - total[0]) >> shift
+    offered = np.full(cells, np.inf)
+    offered[cell + 1] = lost  # falls with the cost: the last one of a cell stays
+    np.minimum.accumulate(offered, out=offered)
+    bound = np.full(cells, np.inf)
+    for move, rise in zip(-(-extra >> shift), loss, strict=True):
+        np.minimum(bound[move:], offered[: cells - move] + rise, out=bound[move:])
+    return np.flatnonzero(np.add.outer(loss, lost) < bound[np.add.outer(extra >> shift, cell)])
 
 
 def _undominated(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
     """Indices, by rising cost, of the points that no other undercuts; the first of equal ones."""
     order = np.argsort(cost, kind="stable")  # merges: `cost` consists of sorted runs
-    cost, loss = cost[order], loss[order]
-    better = np.append(True, loss[1:] < np.minimum.accumulate(loss)[:-1])
-    order, cost = order[better], cost[better]
-    return order[np.append(cost[1:] != cost[:-1], True)]  # of equal costs the last one has the least loss
+    loss = loss[order]
+    lower = np.flatnonzero(loss[1:] < np.minimum.accumulate(loss)[:-1]) + 1
+    kept = order[np.append(0, lower)]
+    cost = cost[kept]
+    return kept[np.append(cost[1:] != cost[:-1], True)]  # of equal costs the last one has the least loss

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from robuq_bench import provenance
-from robuq_bench.allocate.allocation import Profile
+from robuq_bench.allocate.allocation import Profile, check_priced
 from robuq_bench.allocate.profile import Sensitivity, sensitivity, shapes
 from robuq_bench.allocate.stage import allocating
 from robuq_bench.config.preset import Preset, load_preset, preset_arguments
 from robuq_bench.config.recipe import Variant
+from robuq_bench.config.row import load_row
 from robuq_bench.data import ImageSet
 from robuq_bench.devices import describe, use
 from robuq_bench.errors import Diverged
@@ -43,7 +44,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    preset, variant = load_preset(args.preset, args.set), allocating(args.recipe, args.variant)
+    preset = load_preset(args.preset, args.set)
+    variant = allocating(load_row(preset, args.recipe, args.variant))
+    check_priced(preset, variant)
     device = use(preset.device, preset.qat.threads)
     record: dict[str, Any] = {
         "recipe": args.recipe,

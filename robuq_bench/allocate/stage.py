@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    variant = allocating(args.recipe, args.variant)
+    variant = allocating(load_variant(args.recipe, args.variant))
     profile = build(Profile, read_json(args.profile), str(args.profile))
     plan = variant.method.allocation
     table = read_latency_table(plan.latency_table) if plan.cost == "latency" else None
@@ -40,9 +40,9 @@ def run(args: argparse.Namespace) -> None:
     write_json(args.bits, found | record)
 
 
-def allocating(recipe: str, name: str) -> Variant:
+def allocating(variant: Variant) -> Variant:
     """The variant, which must allocate. Raises BenchError when it has uniform bits."""
-    variant = load_variant(recipe, name)
     if variant.method.allocation is None:
-        raise BenchError(f"recipe '{recipe}' at {name} has uniform bits (allocation: null): nothing to allocate")
+        where = f"recipe '{variant.recipe}' at {variant.name}"
+        raise BenchError(f"{where} has uniform bits (allocation: null): nothing to allocate")
     return variant

@@ -1,11 +1,13 @@
 """What recipes and presets share: strict models, one-line validation errors, dotted overrides."""
 
+import difflib
 import re
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from robuq_bench.errors import BenchError, unknown
 
@@ -68,13 +70,20 @@ def override(value: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]
     return value
 
 
+def split_items(text: str) -> list[str]:
+    """The parts of "robuq,a=1,b=[2,3]" between commas outside brackets."""
+    return re.split(r",(?![^\[]*\])", text)
+
+
 def parse_overrides(text: str, where: str) -> dict[str, Any]:
-    """Parse "a.b=1,c=[2,3]" with YAML values. Raises BenchError on an item without '='."""
+    """Parse "a.b=1,c=[2,3]" with YAML values. Raises BenchError on an item without '=', and on a key given twice."""
     overrides = {}
-    for item in filter(None, re.split(r",(?![^\[]*\])", text)):
+    for item in filter(None, split_items(text)):
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise BenchError(f"{where}: '{item}' is not key=value")
+        if key.strip() in overrides:
+            raise BenchError(f"{where}: '{key.strip()}' is given twice; keep one")
         try:
             overrides[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
@@ -84,16 +93,33 @@ def parse_overrides(text: str, where: str) -> dict[str, Any]:
 
 def _first(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem as one line; further ones are counted."""
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")  # misspellings first
+    found = error.errors()
+    problems = [one for one in found if not any(_inside(other, one) for other in found)]
+    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")  # misspellings first
     first = problems[0]
-    key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
+    key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         message = str(unknown("key", key, _keys(model, first["loc"])))
     else:
         given = f", found {first['input']!r}" if first["type"] not in ("missing", "value_error") else ""
-        message = f"{key}: {first['msg'].removeprefix('Value error, ')}{given}"
+        message = (f"{key}: " if key else "") + first["msg"].removeprefix("Value error, ") + given + _nearest(first)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return " ".join(message.split()) + more
+
+
+def _inside(problem: ErrorDetails, other: ErrorDetails) -> bool:
+    """Whether `problem` lies within the value of `other`, which it then explains: no item left, as each was bad."""
+    place, outer = problem["loc"], other["loc"]
+    return len(place) > len(outer) and place[: len(outer)] == outer
+
+
+def _nearest(problem: ErrorDetails) -> str:
+    """ "; did you mean 'qkv'?" after a misspelt choice."""
+    if problem["type"] != "literal_error":
+        return ""
+    choices = re.findall(r"'([^']+)'", problem["ctx"]["expected"])
+    near = difflib.get_close_matches(str(problem["input"]), choices, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _keys(model: type[BaseModel], location: tuple) -> list[str]:

@@ -10,6 +10,7 @@ from robuq_bench.config.base import Model, build, find, override, parse_override
 
 FOLDER = Path("config")
 Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
 
 
 class Data(Model):
@@ -66,6 +67,9 @@ class Sampling(Model):
     guidance: float = Field(ge=1, description="classifier-free guidance scale; 1: none")
     scheduler: Literal["flow_euler", "flow_heun"] = "flow_euler"
     lane: Positive = Field(description="images computed together; fixed, so that an image never depends on the batch")
+    denoiser: Literal["simulated", "deployed"] = Field(
+        "simulated", description="deployed: the engine (low-bit kernels on cuda, exact integers on cpu)"
+    )
 
 
 class Evaluation(Model):
@@ -95,8 +99,8 @@ class Preset(Model):
     sample: Sampling
     evaluate: Evaluation
     latency: Latency
-    seeds: tuple[int, ...] = Field(min_length=1, description="training seeds of the rows of this preset")
-    extra_seeds: tuple[int, ...] | None = Field(
+    seeds: tuple[NonNegative, ...] = Field(min_length=1, description="training seeds of the rows of this preset")
+    extra_seeds: tuple[NonNegative, ...] | None = Field(
         None, min_length=1, description="of all other rows (full table, ablations); null: the same"
     )
     rows: tuple[Annotated[str, StringConstraints(pattern=r"^[^/]+/W[\d.]+A\d+$")], ...] = Field(
@@ -112,8 +116,10 @@ class Preset(Model):
                 f"data.held_out {self.data.held_out} is below sample.n {self.sample.n}: the real-vs-real floor "
                 "needs as many held-out images as a row has"
             )
-        if len(set(self.rows)) < len(self.rows):
-            raise ValueError("rows: a row stands twice")
+        for name in ("rows", "seeds", "extra_seeds"):
+            given = getattr(self, name) or ()
+            if len(set(given)) < len(given):
+                raise ValueError(f"{name}: one stands twice")
         return self
 
     def seeds_of(self, row: str) -> tuple[int, ...]:

@@ -7,56 +7,15 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from robuq_bench.config.base import Model, build, find, override, parse_overrides, read_yaml
+from robuq_bench.config.quantiser import Quantiser
 from robuq_bench.errors import BenchError, unknown
 
 FOLDER = Path("baselines")
 LAYER_TYPES = ("qkv", "proj", "fc1", "fc2", "adaln")
 WEIGHT_BITS = (1.58, 2, 3, 4, 8, 32)
 ACTIVATION_BITS = (1, 2, 3, 4, 6, 8, 32)
-
-# Which scale rules make sense for which set of levels (robuq_bench.quant.formats says what each does).
-SCALES = {
-    "ternary": ("conditional_mean", "least_squares", "absmean", "mean_abs", "rms"),
-    "midrise": ("mean_abs", "rms", "absmax"),
-    "midtread": ("mean_abs", "rms", "absmax", "absmean"),
-    "asymmetric": ("minmax", "learned"),
-    "lloyd_max": ("mean_abs", "rms"),
-}
-
-
-class Quantiser(Model):
-    """A quantiser as a composition: format x granularity x scale x estimator."""
-
-    format: Literal["ternary", "midrise", "midtread", "asymmetric", "lloyd_max"] = Field(description="set of levels")
-    granularity: Literal["tensor", "channel", "token", "group"] = Field(
-        description="what shares one scale; group: 64 neighbouring channels of a row or token"
-    )
-    scale: Literal["mean_abs", "rms", "absmax", "absmean", "minmax", "conditional_mean", "least_squares", "learned"] = (
-        Field(description="how the scale is found from the values; learned: calibrated, then trained")
-    )
-    buckets: int = Field(1, gt=0, description="scale learned: intervals of time with a range of their own")
-    threshold: float = Field(0.5, gt=0, description="scale conditional_mean: ternary zero below this share of mean|w|")
-    centre: bool = Field(False, description="subtract the mean of each group first and add it back")
-    step: Literal["own", "midrise"] = Field(
-        "own",
-        description="Gaussian-optimal step of the format's own levels, or the mid-rise table whatever the levels",
-    )
-    estimator: Literal["ste", "clipped", "trust"] = Field("ste", description="gradient through rounding")
-    gain: bool = Field(False, description="weights: a trained factor per layer on the quantised values, from 1")
-
-    @model_validator(mode="after")
-    def _composition(self) -> "Quantiser":
-        if self.scale == "learned" and (self.granularity != "tensor" or self.centre):
-            raise ValueError("scale 'learned' is static: it takes granularity 'tensor' and no centring")
-        if self.step == "midrise" and self.format not in ("midrise", "midtread"):
-            raise ValueError(f"step 'midrise' is for formats midrise and midtread, not '{self.format}'")
-        if self.format == "lloyd_max" and self.estimator == "trust":
-            raise ValueError("format 'lloyd_max' has no single step, so estimator 'trust' does not apply")
-        if self.scale not in SCALES[self.format]:
-            raise ValueError(
-                f"format '{self.format}' takes scale {' | '.join(SCALES[self.format])}, not '{self.scale}'"
-            )
-        return self
+LLOYD_MAX_BITS = 4  # the widest table of levels
+PARTS = ("rotation", "low_rank", "smoothing", "adaln", "allocation", "attention_bits", "phases")  # of quantised models
 
 
 class Rotation(Model):
@@ -175,32 +134,17 @@ class Recipe(Model):
     paper: tuple[PaperNumber, ...] = ()
     assumptions: tuple[str, ...] = Field(description="what the paper does not say and we chose")
 
+    @field_validator("low_rank", mode="before")
+    @classmethod
+    def _none_of_rank_0(cls, value: Any) -> Any:
+        """Rank 0 is no branch, so that ranks can be swept from there."""
+        return None if isinstance(value, dict) and value.get("rank") == 0 else value
+
     @model_validator(mode="after")
     def _whole(self) -> "Recipe":
         for variant in self.variants:
             parse_variant(variant)
-        if self.training == "none" and (self.weight or self.activation):
-            raise ValueError("training 'none' takes no weight or activation quantiser")
-        if self.training != "none" and not self.weight:
-            raise ValueError(f"training '{self.training}' needs a weight quantiser")
-        if self.weight and self.weight.granularity == "token":
-            raise ValueError("weight.granularity: weights have no tokens; allowed: tensor, channel, group")
-        if self.activation and self.activation.format == "ternary":
-            raise ValueError(
-                "activation.format: 'ternary' is for weights; allowed: midrise, midtread, asymmetric, lloyd_max"
-            )
-        if self.activation and self.activation.granularity == "channel":
-            raise ValueError("activation.granularity: allowed: tensor, token, group")
-        if self.weight and self.weight.scale == "learned":
-            raise ValueError("weight.scale: 'learned' is for activations; weights take gain: true")
-        if self.phases and abs(sum(phase.share for phase in self.phases) - 1) > 1e-9:
-            raise ValueError("phases: the shares must add up to 1")
-        if (self.phases or self.loss != "flow") and not self.deviates:
-            raise ValueError("deviates: say how this recipe's training differs (it sets loss or phases)")
-        if self.activation and self.activation.gain:
-            raise ValueError("activation.gain: only weights take a trained gain")
-        if self.allocation:
-            _allocatable(self, self.allocation)
+        _check_parts(self)
         return self
 
 
@@ -212,18 +156,6 @@ class Variant(Model):
     weight_bits: float
     activation_bits: int
     method: Recipe
-
-
-def _allocatable(method: Recipe, allocation: Allocation) -> None:
-    """Raises ValueError when the other parts of the recipe leave nothing to allocate."""
-    if method.training != "qat" or not method.activation:
-        raise ValueError("allocation chooses activation bits: it needs training 'qat' and an activation quantiser")
-    if method.activation.scale == "learned":
-        raise ValueError("allocation: scale 'learned' is calibrated for one width; choose a dynamic scale")
-    if 1 in allocation.candidates and method.activation.format != "midrise":
-        raise ValueError("allocation.candidates: 1-bit activations need format 'midrise'; leave out the 1 otherwise")
-    if allocation.cost == "latency" and method.weight.format != "ternary":
-        raise ValueError("allocation.cost: 'latency' is measured for ternary weights alone; use macs")
 
 
 def parse_variant(text: str) -> tuple[float, int]:
@@ -254,30 +186,143 @@ def load_variant(expression: str, variant: str, folder: Path = FOLDER) -> Varian
         raise unknown("variant", variant, recipe.variants, where=str(path))
     raw = override(raw, recipe.variants[variant])
     raw = override(raw, parse_overrides(changes, where=expression))
-    method = build(Recipe, raw, f"{path} at {variant}" + (f" with {changes}" if changes else ""))
+    where = f"{path} at {variant}" + (f" with {changes}" if changes else "")
+    method = build(Recipe, raw, where)
     weight_bits, activation_bits = parse_variant(variant)
-    _consistent(method, weight_bits, activation_bits, f"{path} at {variant}")
+    try:
+        _check_bits(method, variant, weight_bits, activation_bits)
+    except ValueError as error:
+        raise BenchError(f"{where}: {error}") from error
     return Variant(
         recipe=expression, name=variant, weight_bits=weight_bits, activation_bits=activation_bits, method=method
     )
 
 
-def _consistent(method: Recipe, weight_bits: float, activation_bits: int, where: str) -> None:
+def _check_parts(method: Recipe) -> None:
+    """What holds at every bit setting. Raises ValueError for a combination that the code cannot run, or would run
+    without a part of it."""
+    if method.training == "none":
+        _check_untouched(method)
+        return
+    _check_quantisers(method)
+    _check_training(method)
+    _check_branch(method)
+    _check_layers(method)
+    if method.allocation:
+        _check_allocation(method, method.allocation)
+
+
+def _check_bits(method: Recipe, name: str, weight_bits: float, activation_bits: int) -> None:
+    """What depends on the bits of the variant `name`. Raises ValueError."""
     ternary = method.weight is not None and method.weight.format == "ternary"
     if method.training != "none" and ternary != (weight_bits == 1.58):
-        raise BenchError(f"{where}: weight.format 'ternary' goes with W1.58 and no other weight bits")
+        raise ValueError("weight.format 'ternary' goes with W1.58 and no other weight bits")
     if (activation_bits == 32) != (method.activation is None):
-        raise BenchError(f"{where}: activation must be null exactly when the variant says A32")
+        raise ValueError("activation must be null exactly when the variant says A32")
     if (weight_bits == 32) != (method.weight is None):
-        raise BenchError(f"{where}: weight must be null exactly when the variant says W32")
-    for name, quantiser, bits in (
-        ("weight", method.weight, weight_bits),
-        ("activation", method.activation, activation_bits),
-    ):
-        if quantiser is not None and quantiser.format == "lloyd_max" and bits > 4:
-            raise BenchError(f"{where}: {name}.format 'lloyd_max' has levels for 1 to 4 bits, not {bits:g}")
-    if activation_bits == 1 and method.activation.format != "midrise":
-        raise BenchError(f"{where}: 1-bit activations need format 'midrise'")
+        raise ValueError("weight must be null exactly when the variant says W32")
+    adaln = method.adaln.activation_bits if method.adaln else 32
+    if method.activation is None and adaln != 32:
+        raise ValueError(f"adaln.activation_bits {adaln} needs an activation quantiser; at A32 it must be 32")
     widths = method.allocation.candidates if method.allocation else (activation_bits,)
-    if not widths[0] <= activation_bits <= widths[-1]:
-        raise BenchError(f"{where}: no choice of allocation.candidates {list(widths)} averages {activation_bits} bits")
+    _check_levels("weight", method.weight, (weight_bits,))
+    _check_levels("activation", method.activation, (*widths, adaln))
+    if method.allocation:
+        _check_budget(name, activation_bits, widths)
+
+
+def _check_untouched(method: Recipe) -> None:
+    if method.weight or method.activation:
+        raise ValueError("training 'none' takes no weight or activation quantiser")
+    if unused := [name for name in PARTS if getattr(method, name)]:
+        raise ValueError(
+            f"training 'none' is full precision and takes no {unused[0]}; leave it out, or take training 'qat'"
+        )
+
+
+def _check_quantisers(method: Recipe) -> None:
+    weight, activation = method.weight, method.activation
+    if not weight:
+        raise ValueError(f"training '{method.training}' needs a weight quantiser")
+    if weight.granularity == "token":
+        raise ValueError("weight.granularity: weights have no tokens; allowed: tensor, channel, group")
+    if weight.scale == "learned":
+        raise ValueError("weight.scale: 'learned' is for activations; weights take gain: true")
+    if not activation:
+        return
+    if activation.format == "ternary":
+        raise ValueError(
+            "activation.format: 'ternary' is for weights; allowed: midrise, midtread, asymmetric, lloyd_max"
+        )
+    if activation.granularity == "channel":
+        raise ValueError("activation.granularity: allowed: tensor, token, group")
+    if activation.gain:
+        raise ValueError("activation.gain: only weights take a trained gain")
+
+
+def _check_training(method: Recipe) -> None:
+    if method.training == "ptq":
+        trained = {"phases": method.phases, "loss 'distil'": method.loss != "flow", "weight.gain": method.weight.gain}
+        if without := [name for name, wanted in trained.items() if wanted]:
+            raise ValueError(f"training 'ptq' trains nothing, so {without[0]} has no effect; take training 'qat'")
+    if method.phases and abs(sum(phase.share for phase in method.phases) - 1) > 1e-9:
+        raise ValueError("phases: the shares must add up to 1")
+    if (method.phases or method.loss != "flow") and not method.deviates:
+        raise ValueError("deviates: say how this recipe's training differs (it sets loss or phases)")
+
+
+def _check_branch(method: Recipe) -> None:
+    branch = method.low_rank
+    if branch is None or branch.init != "zero":
+        return
+    if branch.of == "error":
+        raise ValueError("low_rank.of: a branch with init 'zero' approximates nothing; take init 'svd'")
+    if method.training == "ptq":
+        raise ValueError("low_rank.init: 'zero' stays zero without training; take init 'svd'")
+
+
+def _check_layers(method: Recipe) -> None:
+    """A list of layers must name one that is quantised, which adaLN is only when `adaln` is set."""
+    if method.rotation and method.adaln is None and set(method.rotation.layers) == {"adaln"}:
+        raise ValueError(
+            "rotation.layers: adaln matches no quantised layer, as the recipe has adaln: null; "
+            "set adaln.activation_bits, or name qkv, proj, fc1 or fc2"
+        )
+
+
+def _check_allocation(method: Recipe, allocation: Allocation) -> None:
+    if method.training != "qat" or not method.activation:
+        raise ValueError("allocation chooses activation bits: it needs training 'qat' and an activation quantiser")
+    if method.activation.scale == "learned":
+        raise ValueError("allocation: scale 'learned' is calibrated for one width; choose a dynamic scale")
+    if allocation.cost == "latency" and method.weight.format != "ternary":
+        raise ValueError("allocation.cost: 'latency' is measured for ternary weights alone; use macs")
+
+
+def _check_levels(name: str, quantiser: Quantiser | None, widths: tuple[float, ...]) -> None:
+    """Raises ValueError when the format has no levels for one of the `widths`."""
+    if quantiser is None:
+        return
+    form, widths = quantiser.format, [bits for bits in widths if bits != 32]
+    if form == "lloyd_max" and max(widths) > LLOYD_MAX_BITS:
+        raise ValueError(f"{name}.format 'lloyd_max' has levels for 1 to {LLOYD_MAX_BITS} bits, not {max(widths):g}")
+    if min(widths) == 1 and form != "midrise":
+        raise ValueError(f"{name}.format '{form}' has no 1-bit levels; take format 'midrise', or leave out the 1")
+
+
+def _check_budget(name: str, bits: int, candidates: tuple[int, ...]) -> None:
+    """The variant's activation bits are the budget: some candidate must be within it, and one at or above it."""
+    if candidates[0] > bits:
+        raise ValueError(
+            f"allocation.candidates {list(candidates)}: no choice averages {bits} bits, as {name} asks: all are above; "
+            f"add a width of at most {bits}, such as {_joined(bits, candidates)}"
+        )
+    if candidates[-1] < bits:
+        raise ValueError(
+            f"allocation.candidates {list(candidates)}: no choice averages {bits} bits, as {name} asks: all are below; "
+            f"add a width of at least {bits}, such as {_joined(bits, candidates)}"
+        )
+
+
+def _joined(bits: int, candidates: tuple[int, ...]) -> str:
+    return "+".join(map(str, sorted({bits, *candidates})))

@@ -1,14 +1,17 @@
 """Collect the rows of one ablation: a table, what to plot, and one sentence made from the numbers."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from robuq_bench import provenance
-from robuq_bench.config.ablation import Ablation, load_ablation
+from robuq_bench.config.ablation import EXAMPLE as SWEEP
+from robuq_bench.config.ablation import Ablation, load_ablation, parse_sweep
 from robuq_bench.config.preset import load_preset, preset_arguments
 from robuq_bench.files import write_json
 from robuq_bench.metrics.extractors import label
+from robuq_bench.report.comparison import LEVEL, METRIC, Comparison, compare_pairs, explanation, p_text
 from robuq_bench.report.inputs import read_results
 from robuq_bench.report.rows import Row
 
@@ -17,30 +20,37 @@ EXAMPLE = "robuq-bench ablate --preset quick --name rotation --results results/q
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     preset_arguments(parser)
-    parser.add_argument("--name", required=True, help="ablation in workflows/ablations.yaml")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--name", help="ablation in workflows/ablations.yaml")
+    which.add_argument("--sweep", metavar="ROWS", help=f"one of your own: '{SWEEP}'")
     parser.add_argument("--results", type=Path, required=True, help="folder with <recipe>/<variant>/seed<k>/")
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    preset, ablation = load_preset(args.preset, args.set), load_ablation(args.name)
+    preset = load_preset(args.preset, args.set)
+    name, ablation = parse_sweep(args.sweep) if args.sweep else (args.name, load_ablation(args.name))
     plan = ablation.rows()
     results = read_results(args.results, preset, [f"{recipe}/{variant}" for _, recipe, variant in plan])
-    rows = [_line(setting, variant, row) for (setting, _, variant), row in zip(plan, results.rows, strict=True)]
-    distance = label("FD", results.floor.scores.extractor)
+    compared = against_reference(results.rows, len(ablation.settings))
+    rows = [_line(setting, row, compared.get(row.key)) for (setting, *_), row in zip(plan, results.rows, strict=True)]
+    distance = label(METRIC, results.floor.scores.extractor)
+    tested = sum(comparison.p is not None for comparison in compared.values())
     record = {
-        "name": args.name,
+        "name": name,
         "title": ablation.title,
         "question": ablation.question,
         "sentence": " ".join(sentence(ablation, variant, rows, distance) for variant in ablation.variants),
         "columns": _columns(results.floor.scores.extractor),
         "rows": rows,
+        "note": explanation(distance, tested) if tested else "",
         "plot": {
             "x": "setting",
             "y": "FD",
             "series": "variant",
             "xlabel": "",
-            "ylabel": distance,
+            "ylabel": distance + (", 95 % intervals" if tested else ""),
+            "error": "FD_half_width",
             "log": False,
         },
         "label": "simulated",
@@ -49,16 +59,30 @@ def run(args: argparse.Namespace) -> None:
     write_json(args.out, record)
 
 
-def _line(setting: str, variant: str, row: Row) -> dict[str, Any]:
+def against_reference(rows: Sequence[Row], settings: int) -> dict[str, Comparison]:
+    """Row key -> the row against the reference of its variant, all of them one family.
+
+    rows: `settings` of each variant, the first of them the reference. Where either diverged there is no comparison.
+    """
+    groups = [rows[start : start + settings] for start in range(0, len(rows), settings)]
+    pairs = [(first, row) for first, *others in groups for row in others if first.competes and row.competes]
+    return {comparison.other: comparison for comparison in compare_pairs(pairs)}
+
+
+def _line(setting: str, row: Row, against: Comparison | None) -> dict[str, Any]:
     def mean(name: str) -> float | None:
         return row.figures[name].mean if name in row.figures else None
 
     kid = mean("KID")
     return {
         "setting": setting,
-        "variant": variant,
+        "variant": row.variant.name,
         "status": row.status,
         "FD": mean("FD"),
+        "FD_half_width": row.figures["FD"].half_width if row.figures else None,
+        "difference": against and against.difference.mean,
+        "half_width": against and against.difference.half_width,
+        "p": against and against.p,
         "sFD": mean("sFD"),
         "KID": None if kid is None else 1000 * kid,
         "held_out_loss": mean("held_out_loss"),
@@ -68,24 +92,37 @@ def _line(setting: str, variant: str, row: Row) -> dict[str, Any]:
 
 
 def sentence(ablation: Ablation, variant: str, rows: list[dict[str, Any]], distance: str) -> str:
-    """What the numbers show at one variant: the reference, the best and the worst setting."""
+    """What the numbers show at one variant: the best and the worst setting, and who differs from the reference."""
     here = [row for row in rows if row["variant"] == variant]
     ranked = sorted((row for row in here if row["FD"] is not None), key=lambda row: row["FD"])
-    diverged = [row["setting"] for row in here if row["FD"] is None]
     if not ranked:
         return f"At {variant} every setting diverged."
-    best, worst = ranked[0], ranked[-1]
-    first = next(iter(ablation.settings))
-    reference = next((row for row in ranked if row["setting"] == first), None)
-    text = f"At {variant} '{best['setting']}' has the lowest {distance} ({best['FD']:.4g})"
-    if reference and reference is not best:
-        text += f", {reference['FD'] - best['FD']:.4g} below the reference '{first}' ({reference['FD']:.4g})"
-    text += f", and '{worst['setting']}' the highest ({worst['FD']:.4g})."
-    if len(ranked) > 1 and ranked[0]["seeds"] == 1:
-        text += " One seed: whether that exceeds the spread between seeds is not known."
-    if diverged:
-        text += f" Diverged: {', '.join(diverged)}."
-    return text
+    text = f"At {variant} '{ranked[0]['setting']}' has the lowest {distance} ({ranked[0]['FD']:.4g})"
+    if len(ranked) > 1:
+        text += f", and '{ranked[-1]['setting']}' the highest ({ranked[-1]['FD']:.4g})"
+    parts = [text, _tested(ablation, ranked)]
+    if diverged := [row["setting"] for row in here if row["FD"] is None]:
+        parts.append(f"Diverged: {', '.join(diverged)}")
+    return " ".join(f"{part}." for part in parts if part)
+
+
+def _tested(ablation: Ablation, ranked: list[dict[str, Any]]) -> str:
+    """What the tests against the reference say; `ranked`: the rows that came through. "" where none was compared."""
+    compared = [row for row in ranked if row["difference"] is not None]
+    if not compared:
+        return ""
+    if all(row["p"] is None for row in compared):
+        return "One seed: no difference can be tested"
+    sure: dict[str, list[str]] = {"better": [], "worse": []}
+    for row in compared:
+        if row["p"] is not None and row["p"] < LEVEL:
+            size = f"{row['difference']:+.3g} ± {row['half_width']:.2g}, {p_text(row['p'])}"
+            sure["worse" if row["difference"] > 0 else "better"].append(f"'{row['setting']}' ({size})")
+    found = [f"{word}: {', '.join(names)}" for word, names in sure.items() if names]
+    reference = next(iter(ablation.settings))
+    if not found:
+        return f"No setting differs from the reference '{reference}' beyond chance"
+    return f"Beyond chance against the reference '{reference}', {'; '.join(found)}"
 
 
 def _columns(extractor: str) -> list[dict[str, str]]:
@@ -93,6 +130,9 @@ def _columns(extractor: str) -> list[dict[str, str]]:
         {"key": "setting", "title": "Setting", "format": ""},
         {"key": "variant", "title": "W/A", "format": ""},
         {"key": "FD", "title": label("FD", extractor), "format": ".4g"},
+        {"key": "difference", "title": "Against reference", "format": "+.4g"},
+        {"key": "half_width", "title": "±", "format": ".2g"},
+        {"key": "p", "title": "p", "format": ".2g"},
         {"key": "sFD", "title": label("sFD", extractor), "format": ".4g"},
         {"key": "KID", "title": f"{label('KID', extractor)} x1000", "format": ".4g"},
         {"key": "held_out_loss", "title": "Held-out loss", "format": ".4f"},

@@ -5,7 +5,7 @@ from typing import Any
 
 from robuq_bench.config.base import Model
 from robuq_bench.config.recipe import Quantiser, Recipe
-from robuq_bench.models.dit import LINEARS, layer_type
+from robuq_bench.models.dit import layer_type
 from robuq_bench.report.rows import Row
 from robuq_bench.report.table import Table
 
@@ -36,13 +36,6 @@ class Step(Model):
     device: str
     code: str
     command: str
-
-
-class BitMap(Model):
-    """Activation bits of every block linear of one row: layer type -> bits block by block (first seed)."""
-
-    row: str
-    bits: dict[str, tuple[int, ...]]
 
 
 def cards(rows: Sequence[Row]) -> Iterable[Card]:
@@ -117,21 +110,6 @@ def _widths(bits: dict[str, int]) -> str:
     """Mentions the bits of the layers when an allocation gave them different ones."""
     widths = [width for layer, width in bits.items() if layer_type(layer) != "adaln"]
     return f", {min(widths)} to {max(widths)} bits, layer by layer" if len(set(widths)) > 1 else ""
-
-
-def bit_maps(rows: Iterable[Row]) -> Iterable[BitMap]:
-    """One for each row that gave its layers different bits; adaLN, which is fixed, is left out."""
-    for row in rows:
-        blocks = {(layer_type(layer), _block(layer)): width for layer, width in row.runs[0].bits.items()}
-        types = [kind for kind in LINEARS if kind != "adaln" and (kind, 0) in blocks]
-        bits = {kind: tuple(blocks[key] for key in sorted(blocks) if key[0] == kind) for kind in types}
-        if len({width for widths in bits.values() for width in widths}) > 1:
-            yield BitMap(row=row.name, bits=bits)
-
-
-def _block(layer: str) -> int:
-    """3 of "blocks.3.fc2"."""
-    return int(layer.split(".")[1])
 
 
 def steps(table: Table) -> Iterable[Step]:

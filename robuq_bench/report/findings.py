@@ -6,11 +6,11 @@ from typing import Literal
 
 from robuq_bench.config.base import Model
 from robuq_bench.config.recipe import PaperNumber
-from robuq_bench.report.rows import Row, apart
+from robuq_bench.report.comparison import METRIC, Comparison, p_text
+from robuq_bench.report.rows import Row
 from robuq_bench.report.table import Table
 
 HIGHER = {"IS", "Precision"}  # of the literature's metrics: the larger the better
-OURS = "FD"  # judges orders whatever the source quotes: on small data the Inception Score ranks noise above shape
 
 
 def headline(table: Table) -> str:
@@ -35,7 +35,7 @@ def by_bits(table: Table) -> Iterator[str]:
         lost = [f"{row.method} diverged." for row in group if not row.competes]
         yield f"{variant}: " + " ".join([*_contest(group, table), *lost])
     if contests and len(table.seeds) == 1:
-        yield "One training seed: whether a gap exceeds the spread between seeds is not known."
+        yield "One training seed: no difference can be tested."
 
 
 def _grouped(rows: Iterable[Row]) -> dict[str, list[Row]]:
@@ -62,16 +62,18 @@ def _contest(group: Sequence[Row], table: Table) -> Iterable[str]:
 
 
 def _gap(best: Row, row: Row, table: Table) -> str:
-    one, other = best.figures["FD"], row.figures["FD"]
-    certainty = {None: "", True: ", beyond the intervals", False: ", but the intervals overlap"}[apart(one, other)]
-    decimals = table.columns[table.position("FD")].decimals
-    return f"{other.mean - one.mean:.{decimals}f} ahead of {row.method} ({table.text(row, 'FD')}{certainty})"
+    gap = table.comparison(best, row)
+    chance = " and not beyond chance" if gap.certain is False else ""
+    untested = "" if len(table.seeds) == 1 else "; one seed, not tested"
+    certainty = untested if gap.p is None else f"; {p_text(gap.p)}{chance}"
+    return f"{table.gap(gap)} ahead of {row.method} ({table.text(row, METRIC)}{certainty})"
 
 
 class Verdict(Model):
     """Whether an ordering that one source reports for two methods at one bit setting holds here, too.
 
-    better, worse: the methods by the source's numbers; ours: our two figures in that order.
+    better, worse: the methods by the source's numbers; ours: our two figures in that order; difference: of the second
+    and the first, with its interval; p: Holm-corrected. Both "" where nothing was tested.
     """
 
     variant: str
@@ -82,14 +84,9 @@ class Verdict(Model):
     source: str
     our_metric: str
     ours: str
-    verdict: Literal[
-        "same order",
-        "other order",
-        "same order, one seed",
-        "other order, one seed",
-        "undecided: intervals overlap",
-        "undecided: both diverged",
-    ]
+    difference: str
+    p: str
+    verdict: Literal["holds", "does not hold", "undecided", "not tested: one seed", "undecided: both diverged"]
 
 
 def verdicts(table: Table) -> Iterable[Verdict]:
@@ -112,6 +109,7 @@ def _single(row: Row) -> dict[tuple[str, str], PaperNumber]:
 
 
 def _verdict(table: Table, better: Row, worse: Row, mine: PaperNumber, theirs: PaperNumber) -> Verdict:
+    gap = table.comparison(better, worse) if better.competes and worse.competes else None
     return Verdict(
         variant=better.variant.name,
         better=better.method,
@@ -119,24 +117,28 @@ def _verdict(table: Table, better: Row, worse: Row, mine: PaperNumber, theirs: P
         metric=mine.metric,
         paper=f"{mine.value:g} vs {theirs.value:g}",
         source=mine.source,
-        our_metric=table.name(OURS),
-        ours=" vs ".join(table.text(row, OURS) for row in (better, worse)),
-        verdict=_decide(better, worse),
+        our_metric=table.name(METRIC),
+        ours=" vs ".join(table.text(row, METRIC) for row in (better, worse)),
+        difference=table.gap(gap) if gap else "",
+        p=p_text(gap.p) if gap else "",
+        verdict=_judged(gap) if gap else _lost(better, worse),
     )
 
 
-def _decide(better: Row, worse: Row) -> str:
-    """The verdict on "`better` is better than `worse`". A diverged row is worse than any other."""
-    if not better.competes or not worse.competes:
-        if better.status == worse.status:
-            return "undecided: both diverged"
-        return "same order" if better.competes else "other order"
-    one, other = better.figures[OURS], worse.figures[OURS]
-    certain = apart(one, other)
-    if certain is False:
-        return "undecided: intervals overlap"
-    order = "same order" if one.mean < other.mean else "other order"
-    return f"{order}, one seed" if certain is None else order
+def _judged(gap: Comparison) -> str:
+    """The verdict of the test on "`gap.one` is better than `gap.other`"."""
+    if gap.certain is None:
+        return "not tested: one seed"
+    if not gap.certain:
+        return "undecided"
+    return "holds" if gap.difference.mean > 0 else "does not hold"
+
+
+def _lost(better: Row, worse: Row) -> str:
+    """The verdict where one or both diverged: such a row is worse than any other."""
+    if better.competes:
+        return "holds"
+    return "does not hold" if worse.competes else "undecided: both diverged"
 
 
 def _better(value: float, than: float, metric: str) -> bool:

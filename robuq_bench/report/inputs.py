@@ -14,6 +14,7 @@ from robuq_bench.report.records import Floor, Measure, Metrics, Scores, Train, r
 from robuq_bench.report.rows import Row, Run, compare, make_row
 
 TRAIN, PACKED, SAMPLES = "train.json", "packed.safetensors", "samples.npz"
+BITS, PROFILE = "bits.json", "profile.json"
 METRICS, MEASURE, FLOOR = "metrics.json", "measure.json", "reference/floor.json"
 TEXT = {"title", "citation", "url", "variants", "paper", "assumptions", "deviates"}  # of a recipe: words about it
 
@@ -101,6 +102,7 @@ def _run(place: Path, variant: Variant, seed: int, metrics: Metrics) -> Run:
         scores=None if diverged else metrics.scores,
         held_out_loss=None if diverged else train.held_out_loss,
         latency=None if diverged else measure.latency,
+        deployed=None if diverged or measure.deployed is None else measure.deployed.latency,
         bits=card.bits,
         provenance={stage: record for stage, record in records.items() if record},
     )

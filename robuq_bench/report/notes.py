@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from robuq_bench.metrics.extractors import label
+from robuq_bench.report.comparison import METRIC, explanation, p_text
 from robuq_bench.report.records import Scores
 from robuq_bench.report.rows import Row
 from robuq_bench.report.table import Table
@@ -28,10 +29,11 @@ def notes(table: Table) -> Iterable[str]:
     )
     yield _extractor_note(floor)
     yield _seed_note(table.rows)
+    yield from _test_notes(table)
     yield "Labels: " + "; ".join(f"{name} = {meaning}" for name, meaning in LABELS.items()) + "."
     yield from _latency_notes(table.rows)
     yield f"Our rank: by mean {table.name('FD')} of the quantised rows that did not diverge."
-    yield "Bold: best of a bit setting."
+    yield "Bold: best mean of a bit setting."
     for row in table.rows:
         if row.status == "diverged":
             yield f"{row.name} diverged: {row.reason}"
@@ -48,10 +50,25 @@ def _extractor_note(floor: Scores) -> str:
 def _seed_note(rows: Sequence[Row]) -> str:
     most = max(rows, key=lambda row: len(row.runs))
     if len(most.runs) == 1:
-        return "One seed: no interval."
+        return "One seed: no interval, and no test of any difference."
     seeds = ", ".join(str(run.seed) for run in most.runs)
     once = " A row without ± was trained once." if any(len(row.runs) == 1 for row in rows) else ""
     return f"± is the half-width of Student's 95 % t interval over {len(most.runs)} training seeds ({seeds}).{once}"
+
+
+def _test_notes(table: Table) -> Iterable[str]:
+    """How differences were tested, and all of them by bit setting, the better method first."""
+    tested = [comparison for comparison in table.comparisons if comparison.p is not None]
+    if not tested:
+        return
+    yield explanation(table.name(METRIC), len(tested))
+    rows, found = {row.key: row for row in table.rows}, {}
+    for comparison in tested:
+        better = comparison.one if comparison.difference.mean >= 0 else comparison.other
+        own = comparison.seen_from(better)
+        text = f"{rows[own.one].method} {table.gap(own)} ahead of {rows[own.other].method}, {p_text(own.p)}"
+        found.setdefault(rows[own.one].variant.name, []).append(text)
+    yield from (f"{variant}: {'; '.join(texts)}." for variant, texts in found.items())
 
 
 def _latency_notes(rows: Sequence[Row]) -> Iterable[str]:

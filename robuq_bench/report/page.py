@@ -1,8 +1,10 @@
 """The page as text: everything inline, nothing fetched from anywhere."""
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
@@ -10,6 +12,8 @@ from markupsafe import Markup
 from robuq_bench import __version__
 from robuq_bench.report import facts, findings, plots
 from robuq_bench.report.ablation_plot import ablation_plot
+from robuq_bench.report.allocation_plots import pareto, sensitivity
+from robuq_bench.report.allocations import Allocated, averages, sentences, widths
 from robuq_bench.report.formats import FLOOR
 from robuq_bench.report.records import DASH, Ablation
 from robuq_bench.report.rows import QUALITY
@@ -31,10 +35,11 @@ def render(
     classes: Sequence[str],
     curves: Sequence[plots.Curve],
     ablations: Sequence[Ablation],
+    allocations: Sequence[Allocated],
 ) -> str:
     """The page of a preset; the same arguments give the same bytes. classes: names of the grid's columns."""
     records = [r for row in table.rows for run in row.runs for r in run.provenance.values()]
-    return _template("page.html.j2").render(
+    return template("page.html.j2").render(
         title=table.title,
         preset=table.preset,
         table=table,
@@ -48,7 +53,7 @@ def render(
         classes=classes,
         losses=_loss_figures(curves),
         trends=_trend_figures(table),
-        bit_maps=list(facts.bit_maps(table.rows)),
+        allocations=[_allocation(allocated, f"allocation-{i}") for i, allocated in enumerate(allocations)],
         ablations=_with_figures(ablations),
         cards=list(facts.cards(table.rows)),
         environment=facts.environment([table.floor_provenance, *records]),
@@ -58,7 +63,7 @@ def render(
 
 def render_ablations(preset: str, title: str, ablations: Sequence[Ablation]) -> str:
     """A page of ablations alone. title: of the preset."""
-    return _template("ablations.html.j2").render(
+    return template("ablations.html.j2").render(
         title=title,
         preset=preset,
         ablations=_with_figures(ablations),
@@ -66,7 +71,8 @@ def render_ablations(preset: str, title: str, ablations: Sequence[Ablation]) -> 
     )
 
 
-def _template(name: str) -> Template:
+def template(name: str) -> Template:
+    """A template of this room. What it is rendered with must name every variable it uses."""
     environment = Environment(
         loader=PackageLoader("robuq_bench.report"),
         autoescape=True,
@@ -79,8 +85,8 @@ def _template(name: str) -> Template:
 
 
 def _unbroken(sentence: str) -> str:
-    """No line break within "1.2 ± 0.3"."""
-    return sentence.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+    """No line break within "1.2 ± 0.3" and "p = 0.01"."""
+    return re.sub(" ([±=<]) ", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", sentence)
 
 
 def _heading(column: Column, table: Table) -> dict[str, str]:
@@ -109,6 +115,19 @@ def _trend_figures(table: Table) -> list[Markup]:
         return []
     arguments = (table.rows, table.floor.FD, table.name("FD"))
     return [Markup(draw(*arguments)) for draw in (plots.quality_and_bits, plots.quality_and_size)]
+
+
+def _allocation(allocated: Allocated, name: str) -> dict[str, Any]:
+    """What the page shows of one allocation; ids of its figures start with `name`."""
+    figures = [pareto(allocated, name), *(sensitivity(allocated, measure, name) for measure in ("loss", "mse"))]
+    return {
+        "name": allocated.row.name,
+        "seed": allocated.row.runs[0].seed,
+        "sentences": list(sentences(allocated)),
+        "widths": widths(allocated),
+        "averages": averages(allocated),
+        "figures": [Markup(figure) for figure in figures],
+    }
 
 
 def _with_figures(ablations: Sequence[Ablation]) -> list[tuple[Ablation, Markup | None]]:

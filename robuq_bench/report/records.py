@@ -78,11 +78,45 @@ class Metrics(Stage):
     sampled: dict[str, Any] | None = None
 
 
+class Deployed(Record):
+    """Latency of the deployed model, or the reason why there is none."""
+
+    latency: Latency | None
+    reason: str
+
+
+class Point(Record):
+    """A point of the front: the least loss at a cost."""
+
+    cost: int
+    loss: float
+
+
+class Bits(Stage):
+    """bits.json, as `allocate.allocation.allocate` makes it. profile: SHA-256 of profile.json."""
+
+    profile: str
+    cost: Literal["average_bits", "macs", "bitops", "latency"]
+    unit: str
+    sensitivity: Literal["loss", "mse"]
+    bits: dict[str, int]
+    budget: int
+    achieved: int
+    minimised: float
+    minimised_uniform: float | None
+    predicted_loss_increase: float
+    predicted_loss_increase_uniform: float | None
+    averages: dict[str, float]
+    weighted_average: float
+    pareto: tuple[Point, ...]
+
+
 class Measure(Stage):
     """measure.json. packed: SHA-256 of what was measured."""
 
     size: Size | None
     latency: Latency | None
+    deployed: Deployed | None = None
     packed: str
 
 
@@ -102,18 +136,22 @@ class AblationColumn(Record):
 
 
 class AblationPlot(Record):
-    """Which columns to draw: y against x, one line for each value of `series`."""
+    """Which columns to draw: y against x, one line for each value of `series`. error: half-widths of y."""
 
     x: str
     y: str
     series: str
     xlabel: str
     ylabel: str
+    error: str | None = None
     log: bool = False
 
 
 class Ablation(Record):
-    """ablations/<name>.json: a question, a table, a plot and one sentence made from the numbers."""
+    """ablations/<name>.json: a question, a table, a plot and one sentence made from the numbers.
+
+    note: the footnote of the table, "" for none.
+    """
 
     name: str
     title: str
@@ -122,6 +160,7 @@ class Ablation(Record):
     columns: tuple[AblationColumn, ...]
     rows: tuple[dict[str, float | int | str | bool | None], ...]
     plot: AblationPlot | None = None
+    note: str = ""
     label: str
     provenance: dict[str, Any]
 
@@ -134,6 +173,7 @@ class Ablation(Record):
     def _prints(self) -> "Ablation":
         keys = [column.key for column in self.columns]
         keys += [self.plot.x, self.plot.y, self.plot.series] if self.plot else []
+        keys += [self.plot.error] if self.plot and self.plot.error else []
         if missing := [key for key in keys for row in self.rows if key not in row]:
             raise ValueError(f"a row lacks '{missing[0]}'")
         _ = self.cells  # a format that does not fit its values raises here

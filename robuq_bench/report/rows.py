@@ -39,6 +39,7 @@ class Run(Model):
     scores: Scores | None
     held_out_loss: float | None
     latency: Latency | None
+    deployed: Latency | None = None
     bits: dict[str, int]
     provenance: dict[str, dict[str, Any]]
 
@@ -46,8 +47,8 @@ class Run(Model):
 class Row(Model):
     """A method at one bit setting. It has diverged when any of its runs has: survivors alone would flatter it.
 
-    figures: by name, `QUALITY`, "size" and "latency"; none when diverged. compression: full-precision size over
-    this one. rank: 1 is the lowest mean FD of the quantised rows; null for full precision and diverged rows.
+    figures: by name, `QUALITY`, "size", "latency" and "deployed"; none when diverged. compression: full-precision size
+    over this one. rank: 1 is the lowest mean FD of the quantised rows; null for full precision and diverged rows.
     """
 
     variant: Variant
@@ -119,13 +120,6 @@ def compare(rows: Iterable[Row]) -> tuple[Row, ...]:
     )
 
 
-def apart(one: Figure, other: Figure) -> bool | None:
-    """Whether the 95 % intervals do not overlap; None when a figure has no interval (one seed)."""
-    if one.half_width is None or other.half_width is None:
-        return None
-    return abs(one.mean - other.mean) > one.half_width + other.half_width
-
-
 def _reason(runs: Sequence[Run]) -> str:
     """Why the row counts as diverged, or ""."""
     bad = [run for run in runs if run.status == "diverged"]
@@ -139,6 +133,8 @@ def _figures(runs: Sequence[Run]) -> dict[str, Figure]:
     found["size"] = _figure([run.size for run in runs], "packed")
     if all(run.latency for run in runs):
         found["latency"] = _figure([run.latency.median_ms for run in runs], runs[0].latency.label)
+    if all(run.deployed for run in runs):
+        found["deployed"] = _figure([run.deployed.median_ms for run in runs], runs[0].deployed.label)
     return found
 
 

@@ -8,16 +8,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from robuq_bench.allocate.allocation import Profile
 from robuq_bench.config.base import build
 from robuq_bench.config.preset import Preset, load_preset, preset_arguments
 from robuq_bench.data import ImageSet
 from robuq_bench.errors import BenchError
-from robuq_bench.files import read_json, write_text
+from robuq_bench.files import read_json, sha256_file, write_text
+from robuq_bench.report.allocations import Allocated
 from robuq_bench.report.grid import shown_classes, strip
-from robuq_bench.report.inputs import SAMPLES, TRAIN, run_folder
+from robuq_bench.report.inputs import BITS, PROFILE, SAMPLES, TRAIN, run_folder
 from robuq_bench.report.page import Strip, render, render_ablations
 from robuq_bench.report.plots import Curve
-from robuq_bench.report.records import Ablation, Train, read_record
+from robuq_bench.report.records import Ablation, Bits, Train, read_record
 from robuq_bench.report.rows import Row
 from robuq_bench.report.table import Table
 from robuq_bench.sample import archive
@@ -53,7 +55,24 @@ def _page(preset: Preset, results: Path, table_path: Path, ablations: Sequence[A
     strips, columns = _strips(results, table, real)
     classes = [real.classes[k] if real else f"class {k}" for k in columns]
     curves = [Curve(row, _losses(results, row)) for row in table.rows]
-    return render(table, strips, classes, curves, ablations)
+    allocations = [
+        _allocated(results, row) for row in table.rows if row.variant.method.allocation and row.status == "ok"
+    ]
+    return render(table, strips, classes, curves, ablations, allocations)
+
+
+def _allocated(folder: Path, row: Row) -> Allocated:
+    """The allocation behind a row. Raises BenchError when it is not the one that the row was trained with."""
+    places = [run_folder(folder, row.variant, run.seed) for run in row.runs]
+    found = [read_record(place / BITS, Bits) for place in places]
+    for place, run, bits in zip(places, row.runs, found, strict=True):
+        if bits.bits != run.bits:
+            raise BenchError(f"{place / BITS}: other bits than the table's row was trained with; make the row again")
+    path = places[0] / PROFILE
+    profile = build(Profile, read_json(path), str(path))
+    if sha256_file(path) != found[0].profile:
+        raise BenchError(f"{path}: another profile than {BITS} beside it was made from; allocate again")
+    return Allocated(row, tuple(found), profile)
 
 
 def _real(preset: Preset) -> ImageSet | None:

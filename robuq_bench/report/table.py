@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from robuq_bench.config.base import Model
 from robuq_bench.metrics.extractors import label
+from robuq_bench.report.comparison import METRIC, Comparison
 from robuq_bench.report.records import Scores
 from robuq_bench.report.rows import Row
 
@@ -41,7 +42,8 @@ class Cell(Model):
 
 
 class Table(Model):
-    """All that the table and the page say about one preset. cells, floor_cells: one a column.
+    """All that the table and the page say about one preset. cells, floor_cells: one a column; comparisons: every two
+    rows that compete at one bit setting, tested as one family.
 
     It holds no time and no path of its own: the same results give the same bytes. Each run and the floor carry
     their provenance."""
@@ -56,6 +58,7 @@ class Table(Model):
     rows: tuple[Row, ...]
     cells: tuple[tuple[Cell, ...], ...]
     floor_cells: tuple[Cell, ...]
+    comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
 
     @property
@@ -71,6 +74,17 @@ class Table(Model):
     def text(self, row: Row, key: str) -> str:
         """A figure as the table prints it."""
         return self.cells[self.rows.index(row)][self.position(key)].text
+
+    def comparison(self, one: Row, other: Row) -> Comparison:
+        """The comparison of two competing rows of one bit setting, seen from `one`."""
+        pair = {one.key, other.key}
+        return next(c for c in self.comparisons if {c.one, c.other} == pair).seen_from(one.key)
+
+    def gap(self, comparison: Comparison) -> str:
+        """A difference with its interval, as the table prints its metric: "9.8 ± 2.1"."""
+        decimals, gap = self.columns[self.position(METRIC)].decimals, comparison.difference
+        spread = "" if gap.half_width is None else f" ± {gap.half_width:.{decimals}f}"
+        return f"{gap.mean:.{decimals}f}{spread}"
 
     def position(self, key: str) -> int:
         """Place of the column `key`."""

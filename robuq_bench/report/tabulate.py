@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from robuq_bench import __version__
 from robuq_bench.metrics.extractors import label
+from robuq_bench.report.comparison import compare_pairs, rivals
 from robuq_bench.report.inputs import Results
 from robuq_bench.report.notes import notes
 from robuq_bench.report.records import DASH, Scores
@@ -30,6 +31,7 @@ def make_table(preset: str, title: str, results: Results) -> Table:
         rows=results.rows,
         cells=tuple(tuple(_cell(column, row, results.rows) for column in columns) for row in results.rows),
         floor_cells=tuple(_floor_cell(column, results.floor.scores) for column in columns),
+        comparisons=compare_pairs(rivals(results.rows)),
         notes=(),
     )
     return table.model_copy(update={"notes": tuple(notes(table))})
@@ -50,6 +52,7 @@ def _columns(results: Results) -> tuple[Column, ...]:
         ("size", f"size, {unit}", "packed", "", scale),
         ("compression", "× smaller", "packed", "", 1),
         ("latency", "latency, ms", "", "", 1),
+        *[("deployed", "deployed, ms", "", "", 1)] * any("deployed" in row.figures for row in rows),
         ("rank", "our rank", "", "", 1),
     ]
     return tuple(

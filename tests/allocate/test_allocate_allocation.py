@@ -1,9 +1,13 @@
 """From a profile to bits: the budget is kept, the sum is least, and what the recipe says is what is minimised."""
 
+import json
+
 import numpy as np
 import pytest
 
-from robuq_bench.allocate.allocation import PAPER_AVERAGES, Profile, allocate
+from robuq_bench.allocate.allocation import BLOCK, PAPER_AVERAGES, Profile, allocate, check_priced
+from robuq_bench.allocate.profile import shapes
+from robuq_bench.config.preset import load_preset
 
 TYPES = ("qkv", "proj", "fc1", "fc2")
 SHAPES = ((144, 48), (48, 48), (192, 48), (48, 192))
@@ -65,6 +69,7 @@ def test_sensitivity_says_what_is_minimised(variant):
     )
     assert by_loss["bits"] != by_mse["bits"]
     assert by_loss["predicted_loss_increase"] < by_mse["predicted_loss_increase"]
+    assert by_mse["minimised"] < by_mse["minimised_uniform"] == pytest.approx(sum(row[1] for row in profile(3).mse))
     swapped = profile(3)
     swapped = swapped.model_copy(update={"loss": swapped.mse, "mse": swapped.loss})
     assert allocate(swapped, variant("robuq/W1.58A2"))["bits"] == by_mse["bits"]
@@ -90,6 +95,38 @@ def test_candidates_may_be_fewer_than_were_profiled(variant, refused):
     assert set(found["bits"].values()) <= {2, 4}
     narrow = profile(candidates=(2, 3, 4), loss=[[0.2, 0.1, 0]] * 8, mse=[[0.2, 0.1, 0]] * 8)
     refused(lambda: allocate(narrow, variant("robuq/W1.58A2")), "lacks [1]")
+
+
+@pytest.mark.parametrize("preset", ["quick", "smoke"])
+def test_priced_before_any_work_like_the_model_itself(in_root, converted, variant, refused, preset):
+    """The block of a preset has the shapes of its model; a latency table without them is refused."""
+    chosen = load_preset(preset)
+    check_priced(chosen, variant("robuq/W1.58A2"))
+    missing = "robuq,allocation.cost=latency,allocation.latency_table=nowhere.json/W1.58A2"
+    refused(lambda: check_priced(chosen, variant(missing)), "nowhere.json: no latency table")
+
+
+def test_the_block_that_is_priced_is_that_of_the_model(converted):
+    found = [(linear.n, linear.k) for linear in shapes(converted("robuq/W1.58A4"), 16)]
+    assert found == [(n * 48, k * 48) for n, k in BLOCK.values()] * 2
+
+
+def test_a_budget_that_measured_times_cannot_meet_is_refused(in_root, tmp_path, variant, refused):
+    """Of 1 and 3 bits, each slower here than the 2 bits of the budget."""
+    times = {1: 9.0, 2: 1.0, 3: 2.0, 4: 3.0}
+    path = tmp_path / "kernels.json"
+    rows = [
+        {"kernel": f"W1.58A{bits}", "n": n * 48, "k": k * 48, "m": 64, "us": us}
+        for n, k in BLOCK.values()
+        for bits, us in times.items()
+    ]
+    path.write_text(json.dumps({"rows": rows, "provenance": {"device": "D"}}))
+    latency = f"robuq,allocation.cost=latency,allocation.latency_table={path}"
+    check_priced(load_preset("smoke"), variant(f"{latency}/W1.58A2"))
+    without = variant(f"{latency},allocation.candidates=1+3/W1.58A2")
+    refused(
+        lambda: check_priced(load_preset("smoke"), without), "budget of 4000", "least achievable is 8000", "smaller"
+    )
 
 
 @pytest.mark.parametrize("changes", [{"loss": [[1.0]]}, {"mse": [[1.0, 2.0, 3.0]] * 8}, {"types": ("qkv",)}])

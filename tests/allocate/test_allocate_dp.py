@@ -124,6 +124,26 @@ def test_the_order_of_layers_changes_nothing(seed):
     np.testing.assert_array_equal(one.loss, other.loss)
 
 
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10**6), layers=st.integers(8, 24), spread=st.sampled_from([0.0, 0.01, 1.0]))
+def test_the_coarse_look_rules_out_no_point_of_the_front(seed, layers, spread):
+    """Fronts of hundreds of points, equal costs and equal losses among them, against plain sorting."""
+    rng = np.random.default_rng(seed)
+    cost = np.array([3, 1, 4, 4])[rng.integers(0, 4, layers), None] * np.arange(1, 5) * 1000
+    cost = cost + np.round(spread * rng.normal(0, 100, cost.shape))
+    loss = rng.integers(0, 60, cost.shape)
+    total, lost = np.zeros(1), np.zeros(1)
+    for own, rise in zip(cost, loss, strict=True):
+        total, lost = np.add.outer(own, total).ravel(), np.add.outer(rise, lost).ravel()
+        order = np.lexsort((lost, total))
+        total, lost = total[order], lost[order]
+        kept = np.append(True, lost[1:] < np.minimum.accumulate(lost)[:-1])
+        total, lost = total[kept], lost[kept]
+    found = front(cost, loss)
+    np.testing.assert_array_equal(found.cost, total)
+    np.testing.assert_array_equal(found.loss, lost)
+
+
 def test_equal_totals_of_real_costs_are_one_point():
     """Twelve layers of the same three irrational costs in turning order: 91 multisets, and so 91 totals, not more."""
     cost = np.sqrt([2.0, 3.0, 5.0])[(np.arange(12)[:, None] + np.arange(3)) % 3]
@@ -163,19 +183,25 @@ def test_exponentially_many_points_are_refused(refused, monkeypatch):
     refused(lambda: front(cost, -cost), "1024", "round the costs")
 
 
-@pytest.mark.parametrize("real", [False, True])
-def test_112_layers_with_4_widths_take_less_than_50_ms(real):
-    """DiT-XL/2: 28 blocks of four layer types; costs bits x MACs, or 16 measured times in nanoseconds."""
+@pytest.mark.parametrize(
+    "costs",
+    [
+        pytest.param(lambda rng, macs: np.tile(macs, (28, 1)), id="bits x MACs"),
+        pytest.param(lambda rng, macs: np.tile(macs * rng.normal(30, 2, (4, 4)), (28, 1)), id="16 measured times"),
+        pytest.param(lambda rng, macs: np.tile(macs, (28, 1)) * rng.normal(30, 2, (112, 1)), id="112 unlike layers"),
+        pytest.param(lambda rng, macs: np.tile(macs, (28, 1)) * rng.normal(30, 2, (112, 4)), id="448 unlike costs"),
+    ],
+)
+def test_112_layers_with_4_widths_take_less_than_50_ms(costs):
+    """DiT-XL/2: 28 blocks of four layer types."""
     rng = np.random.default_rng(0)
-    cost = np.array([[3], [1], [4], [4]]) * np.arange(1, 5)
-    if real:
-        cost = cost * rng.normal(30.0, 2.0, (4, 4))
+    cost = costs(rng, np.array([[3], [1], [4], [4]]) * np.arange(1, 5))
     spread = np.exp(rng.normal(size=(112, 1)))
     loss = spread * np.array([0.36, 0.12, 0.037, 0]) * np.exp(rng.normal(0, 0.15, (112, 4)))
     seconds = []
     for _ in range(5):  # processor time, and the least of five: other processes run beside this one
         start = time.process_time()
-        found = front(np.tile(cost, (28, 1)), loss)
-        found.choice(found.best(28 * cost[:, 1].sum()))
+        found = front(cost, loss)
+        found.choice(found.best(cost[:, 1].sum()))
         seconds.append(time.process_time() - start)
     assert min(seconds) < SLOW

@@ -52,14 +52,16 @@ def test_candidates_can_be_swept_from_the_command_line(variant):
         ("robuq,allocation.candidates=5+6/W1.58A2", ["allocation.candidates", "6 or 8"]),
         ("robuq,allocation.candidates=4+2/W1.58A2", ["rising order"]),
         ("robuq,allocation.candidates=two+4/W1.58A2", ["allocation.candidates"]),
-        ("robuq,allocation.candidates=3+4/W1.58A2", ["averages 2 bits", "[3, 4]"]),
+        ("robuq,allocation.candidates=3+4/W1.58A2", ["averages 2 bits", "[3, 4]", "all are above", "2+3+4"]),
         ("robuq,allocation.steps=3/W1.58A2", ["allocation.steps", "allocation.profile_steps"]),
         ("robuq,allocation.latency_table=t.json/W1.58A2", ["latency_table", "cost 'macs'"]),
         ("robuq,activation.format=midtread/W1.58A2", ["1-bit", "midrise"]),
         ("robuq,allocation.cost=latency/W3A3", ["'latency'", "ternary"]),
         ("robuq,activation=null/W1.58A2", ["needs", "activation quantiser"]),
         ("robuq,training=ptq/W1.58A2", ["training 'qat'"]),
-        ("full_precision,allocation.cost=macs/W32A32", ["training 'qat'"]),
+        ("robuq,allocation.candidates=1+2/W1.58A3", ["averages 3 bits", "all are below", "1+2+3"]),
+        ("robuq,activation.format=lloyd_max,allocation.candidates=2+3+6/W1.58A2", ["levels for 1 to 4 bits, not 6"]),
+        ("full_precision,allocation.cost=macs/W32A32", ["takes no allocation", "training 'qat'"]),
     ],
 )
 def test_what_does_not_fit_is_refused(variant, refused, row, words):

@@ -133,7 +133,7 @@ def test_a_missing_latency_table_is_refused(files, capsys):
     assert profile(files) == 0
     capsys.readouterr()
     missing = "allocation.cost=latency,allocation.latency_table=nowhere.json"
-    refused_line(capsys, allocate(files, f"{RECIPE},{missing}"), "nowhere.json: no latency table", "engine.benchmark")
+    refused_line(capsys, allocate(files, f"{RECIPE},{missing}"), "nowhere.json: no latency table", "engine_kernels")
 
 
 @pytest.mark.parametrize(

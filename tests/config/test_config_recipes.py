@@ -10,14 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robuq_bench.config.base import override, parse_overrides
-from robuq_bench.config.recipe import (
-    ACTIVATION_BITS,
-    SCALES,
-    WEIGHT_BITS,
-    load_recipe,
-    load_variant,
-    parse_variant,
-)
+from robuq_bench.config.quantiser import SCALES
+from robuq_bench.config.recipe import ACTIVATION_BITS, WEIGHT_BITS, load_recipe, load_variant, parse_variant
 from robuq_bench.errors import BenchError
 from robuq_bench.quant.formats import SCALE_RULES
 from robuq_bench.quant.quantiser import Quantiser
@@ -79,6 +73,13 @@ def test_a_block_can_be_left_out_and_put_back():
     assert (added.rank, added.init) == (4, "svd")
 
 
+def test_rank_0_is_no_branch():
+    none, zero = (
+        load_variant(f"robuq,{change}", "W1.58A4", BASELINES) for change in ("low_rank=null", "low_rank.rank=0")
+    )
+    assert none.method == zero.method and zero.method.low_rank is None
+
+
 def test_variants_override_the_recipe_and_are_overridden():
     assert load_variant("robuq", "W3A3", BASELINES).method.weight.format == "midrise"
     assert load_variant("robuq", "W1.58A4", BASELINES).method.weight.format == "ternary"
@@ -117,7 +118,7 @@ def test_parsed_overrides_are_what_was_written(overrides):
         ("robuq,activaton.scale=rms", "W1.58A4", ("unknown key 'activaton'", "did you mean 'activation'?")),
         ("robuq,activation.scale=rsm", "W1.58A4", ("activation.scale", "'rms'", "found 'rsm'")),
         ("robuq,low_rank.rank=two", "W1.58A4", ("low_rank.rank", "integer", "'two'")),
-        ("robuq,low_rank.rank=0", "W1.58A4", ("low_rank.rank", "greater than 0")),
+        ("robuq,low_rank.rank=-1", "W1.58A4", ("low_rank.rank", "greater than 0")),
         ("robuq,adaln.activation_bits=5", "W1.58A4", ("adaln.activation_bits", "2, 3, 4, 6, 8 or 32")),
         ("robuq,attention_bits=4", "W1.58A4", ("attention_bits", "8")),
         ("robuq,rotation.kind=half", "W1.58A4", ("rotation.kind", "'full' or 'block-128'", "'half'")),
@@ -132,10 +133,68 @@ def test_parsed_overrides_are_what_was_written(overrides):
         ("robuq,weight=null", "W1.58A4", ("training 'qat' needs a weight quantiser",)),
         ("robuq,training=none", "W1.58A4", ("training 'none' takes no weight or activation quantiser",)),
         ("robuq,low_rank", "W1.58A4", ("'low_rank' is not key=value",)),
+        ("robuq,low_rnk.rank=4", "W1.58A4", ("unknown key 'low_rnk'", "did you mean 'low_rank'?")),
+        ("bitnet_v2,low_rank.rnk=4", "W1.58A4", ("unknown key 'low_rank.rnk'", "did you mean 'low_rank.rank'?")),
+        ("robuq,low_rank.rank=4,low_rank.rank=8", "W1.58A4", ("'low_rank.rank' is given twice",)),
+        ("robuq,rotation.layers=qvk", "W1.58A4", ("rotation.layers.0", "found 'qvk'; did you mean 'qkv'?")),
+        ("robuq,rotation.layers=foo", "W1.58A4", ("'qkv', 'proj', 'fc1', 'fc2' or 'adaln', found 'foo'",)),
+        ("robuq,rotation.layers=[]", "W1.58A4", ("rotation.layers", "at least 1 item")),
     ],
 )
 def test_bad_expressions(expression, variant, words, refused):
     refused(lambda: load_variant(expression, variant, BASELINES), *words)
+
+
+TIMED = "robuq,activation.format=asymmetric,activation.granularity=tensor,activation.scale=learned"
+
+
+@pytest.mark.parametrize(
+    ("expression", "variant", "words"),
+    [
+        ("robuq,activation.scale=learned", "W1.58A4", ("format 'midrise' takes scale",)),
+        (f"{TIMED},activation.estimator=trust", "W1.58A4", ("no estimator 'trust'", "take estimator 'ste'")),
+        (f"{TIMED},activation.centre=true", "W1.58A4", ("'learned' is static", "no centring")),
+        (f"{TIMED}", "W1.58A2", ("allocation: scale 'learned'",)),
+        ("robuq,activation.buckets=4", "W1.58A4", ("buckets", "only scale 'learned'")),
+        ("robuq,weight.scale=rms,weight.threshold=0.7", "W1.58A4", ("threshold", "'conditional_mean'")),
+        ("robuq,activation.step=midrise", "W1.58A4", ("step 'midrise' is for format 'midtread'",)),
+        (
+            "robuq,activation.format=midtread,activation.scale=absmax,activation.step=midrise",
+            "W1.58A4",
+            ("with scale mean_abs | rms, not for 'midtread' with 'absmax'",),
+        ),
+        ("robuq,low_rank.init=zero,low_rank.of=error", "W1.58A4", ("low_rank.of", "take init 'svd'")),
+        ("svdquant_ptq,low_rank.init=zero", "W4A4", ("low_rank.init", "stays zero without training")),
+        ("svdquant_ptq,loss=distil,deviates=x", "W4A4", ("loss 'distil' has no effect", "training 'qat'")),
+        ("minmax_ptq,weight.gain=true", "W4A4", ("weight.gain has no effect",)),
+        ("full_precision,low_rank.rank=4", "W32A32", ("takes no low_rank",)),
+        ("full_precision,attention_bits=8", "W32A32", ("takes no attention_bits",)),
+        ("robuq,adaln=null,rotation.layers=adaln", "W1.58A4", ("matches no quantised layer", "qkv, proj, fc1 or fc2")),
+        ("terdit,adaln.activation_bits=4", "W1.58A32", ("adaln.activation_bits 4", "at A32 it must be 32")),
+        (
+            "robuq,activation.format=lloyd_max,adaln.activation_bits=8",
+            "W1.58A4",
+            ("activation.format 'lloyd_max' has levels for 1 to 4 bits, not 8",),
+        ),
+    ],
+)
+def test_parts_that_do_not_go_together(expression, variant, words, refused):
+    refused(lambda: load_variant(expression, variant, BASELINES), *words)
+
+
+@pytest.mark.parametrize(
+    ("expression", "variant"),
+    [
+        (f"{TIMED},activation.buckets=4", "W1.58A4"),
+        ("robuq,activation.format=midtread,activation.step=midrise", "W1.58A4"),
+        ("robuq,weight.threshold=0.7", "W1.58A4"),
+        ("robuq,adaln=null,rotation.layers=adaln+qkv", "W1.58A4"),
+        ("robuq,low_rank.init=zero", "W1.58A4"),
+        ("terdit,adaln=null", "W1.58A32"),
+    ],
+)
+def test_parts_that_do(expression, variant):
+    load_variant(expression, variant, BASELINES)
 
 
 @pytest.mark.parametrize("expression", ["robuq,title.x=1", "robuq,low_rank=]", "robuq,low_rank.rank.x=1"])

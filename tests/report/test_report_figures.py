@@ -94,11 +94,22 @@ def test_an_ablation_keeps_the_place_of_a_setting_without_a_number():
     assert ablation_plot(ablation(DOTS, rows=rows[:1]))  # nothing to draw is no error
 
 
+@pytest.mark.parametrize("plot", [LINES, DOTS])
+def test_an_ablation_shows_its_intervals(plot):
+    """Bars for each series, where a half-width is known at all."""
+    rows = [{"q": q, "bits": b, "loss": 1.0, "wide": 0.2, "none": None} for q in "ab" for b in (2, 3)]
+    bars = [
+        ablation_plot(ablation(plot | {"error": name}, rows=rows)).count("LineCollection") for name in ("none", "wide")
+    ]
+    assert bars[0] == 0 < bars[1]
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"rows": [{"q": "a"}]}, "a row lacks 'loss'"),
         ({"plot": LINES | {"x": "absent"}}, "a row lacks 'absent'"),
+        ({"plot": LINES | {"error": "absent"}}, "a row lacks 'absent'"),
         ({"columns": [{"key": "loss", "title": "Loss", "format": "d"}]}, "Unknown format code 'd'"),
         ({"title": 3}, "title: Input should be a valid string"),
     ],

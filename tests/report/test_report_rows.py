@@ -6,7 +6,7 @@ import pytest
 
 from robuq_bench.config.recipe import Recipe, Variant
 from robuq_bench.report.records import Scores
-from robuq_bench.report.rows import Figure, Row, Run, apart, compare, make_row
+from robuq_bench.report.rows import Figure, Row, Run, compare, make_row
 
 T_975 = {2: 12.7062047, 3: 4.3026527}  # Student's 97.5 % quantile by number of runs
 
@@ -87,9 +87,3 @@ def test_a_changed_recipe_shows_its_changes():
     assert changed.changes == "activation.scale=absmax, low_rank=null"
     assert changed.name == "Alpha [activation.scale=absmax, low_rank=null] W1.58A2"
     assert row(2.0).name == "Alpha W1.58A2"
-
-
-@pytest.mark.parametrize(("half_width", "expected"), [(None, None), (0.4, True), (0.6, False)])
-def test_apart(half_width, expected):
-    one, other = (Figure(label="l", mean=mean, half_width=half_width, values=(mean,)) for mean in (1.0, 2.0))
-    assert apart(one, other) is expected

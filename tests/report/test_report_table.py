@@ -61,7 +61,7 @@ def test_interval_by_hand(full_lab):
 
 def test_one_seed_says_so(lab):
     assert lab.table() == 0
-    assert "One seed: no interval." in lab.text(".md")
+    assert "One seed: no interval, and no test of any difference." in lab.text(".md")
     assert "±" not in lab.text(".md") + lab.text(".csv") + lab.text(".tex")
 
 

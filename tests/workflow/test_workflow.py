@@ -71,6 +71,19 @@ def test_another_row_costs_that_row_alone(project: Path) -> None:
     assert jobs == dict.fromkeys(("train", "export", "sample", "evaluate", "measure", "baseline_W1.58A2"), 1)
 
 
+def test_a_sweep_runs_the_values_that_have_not_been_run(project: Path) -> None:
+    """Rank 16 is the recipe's own, and that row exists."""
+    swept = "sweep=robuq_uniform,low_rank.rank=16|4/W1.58A2"
+    jobs = planned(project, "--config", "preset=tiny", swept, "--", "sweep")
+    once = ("train", "export", "sample", "evaluate", "measure", "ablate", "ablation_page", "sweep")
+    assert jobs == dict.fromkeys(once, 1)
+
+
+def test_one_setting_of_an_ablation_by_name(project: Path) -> None:
+    jobs = planned(project, "--config", "preset=tiny", "--", "ablation_rotation_none")
+    assert jobs == dict.fromkeys(("train", "export", "sample", "evaluate", "measure", "ablation_rotation_none"), 1)
+
+
 def test_new_guidance_samples_again_but_trains_nothing(project: Path) -> None:
     jobs = planned(project, "--config", "preset=tiny", "set=sample.guidance=2.0")
     assert jobs == {"sample": 2, "evaluate": 2, "table": 1, "page": 1, "reproduce_table": 1}
@@ -122,6 +135,12 @@ def test_snakemake_report_builds(project: Path) -> None:
         (["--config", "preset=tiny", "set=sample.stps=3"], "unknown key 'sample.stps'; did you mean 'sample.steps'?"),
         (["results/tiny/robuqq/W1.58A2/seed0/metrics.json"], "unknown recipe 'robuqq'; did you mean 'robuq'?"),
         (["results/tiny/robuq/W1.58A9/seed0/metrics.json"], "unknown variant 'W1.58A9'"),
+        (["results/tiny/robuq,low_rank.rank=48/W1.58A2/seed0/metrics.json"], "the largest rank is 47"),
+        (["results/tiny/robuq,allocation.candidates=3+4/W1.58A2/seed0/bits.json"], "all are above"),
+        (["results/tiny/robuq,allocation.cost=latency/W1.58A2/seed0/bits.json"], "latency table"),
+        (["results/tiny/robuq,rotation.layers=qvk/W1.58A2/seed0/metrics.json"], "did you mean 'qkv'?"),
+        (["--config", "preset=tiny", "sweep=robuq,low_rnk.rank=4|8/W1.58A2", "--", "sweep"], "mean 'low_rank'?"),
+        (["--config", "preset=tiny", "--", "sweep"], "sweep: say what to sweep"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_work(project: Path, arguments: list[str], expected: str) -> None:
