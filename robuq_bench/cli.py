@@ -19,10 +19,16 @@ VERBS = {
     "evaluate": "robuq_bench.metrics.stage",
     "measure": "robuq_bench.measure.stage",
     "probe": "robuq_bench.measure.probe",
+    "inspect": "robuq_bench.measure.inspect_stage",
     "step-cost": "robuq_bench.measure.step_cost",
+    "engine-rates": "robuq_bench.measure.engine_rates",
+    "engine-kernels": "robuq_bench.measure.engine_kernels",
+    "engine-table": "robuq_bench.measure.engine_table",
     "table": "robuq_bench.report.table_stage",
     "ablate": "robuq_bench.report.ablation_stage",
+    "inspect-page": "robuq_bench.report.inspect_stage",
     "report": "robuq_bench.report.stage",
+    "engine-report": "robuq_bench.report.engine_stage",
 }
 """Verb -> module with a docstring (the help), EXAMPLE, arguments(parser) and run(args)."""
 
@@ -36,10 +42,16 @@ SUMMARY = {
     "evaluate": "score generated images",
     "measure": "size and latency of a packed model",
     "probe": "error of activation quantisers on a trained model, without training",
+    "inspect": "are rotated activations normal, and what do a trained row's parts carry",
     "step-cost": "what fake quantisation costs in training, per recipe",
+    "engine-rates": "probe what the GPU can do: tensor-core rates, copy bandwidth",
+    "engine-kernels": "check and time the engine's kernels against their bounds and the libraries",
+    "engine-table": "time the whole deployed denoiser beside what a user would run instead",
     "table": "collect rows into the table (CSV, Markdown, LaTeX, JSON)",
     "ablate": "collect the rows of an ablation",
+    "inspect-page": "build the HTML page of an inspection",
     "report": "build the HTML page",
+    "engine-report": "build the engine's HTML page, or its roofline picture alone",
 }
 
 

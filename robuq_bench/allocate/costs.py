@@ -16,8 +16,9 @@ from robuq_bench.config.recipe import Variant
 from robuq_bench.errors import BenchError
 from robuq_bench.files import read_json
 
-LATENCY_TABLE = Path("results/reference/engine/kernels.json")
-LATENCY_MAKER = "python -m robuq_bench.engine.benchmark --out results/reference/engine"
+LATENCY_TABLES = (Path("results/engine/kernels.json"), Path("results/reference/engine/kernels.json"))
+"""The user's own measurements first, then the committed ones."""
+LATENCY_MAKER = "snakemake --cores all engine_kernels"
 KERNEL = re.compile(r"W1\.58A(\d)")
 TERNARY_PLANES = 2
 
@@ -136,9 +137,15 @@ MODELS: dict[str, Callable[..., tuple[Cost, str]]] = {
 }
 
 
+def latency_path(name: str | None) -> Path:
+    """Where the measurements lie: `name` if given, else the first of LATENCY_TABLES that is there."""
+    known = [Path(name)] if name else LATENCY_TABLES
+    return next((path for path in known if path.is_file()), known[0])
+
+
 def read_latency_table(name: str | None) -> LatencyTable:
     """The engine's measurements. Raises BenchError naming the command that makes them when there are none."""
-    path = Path(name or LATENCY_TABLE)
+    path = latency_path(name)
     if not path.is_file():
         raise BenchError(f"{path}: no latency table; on a GPU `{LATENCY_MAKER}` measures one")
     return build(LatencyTable, read_json(path), str(path))

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from robuq_bench.engine.kernels import jit, packing, reference
 from robuq_bench.engine.kernels.bitserial import gemm
-from robuq_bench.engine.kernels.rowwise import full_rotation, rotate_quantize
+from robuq_bench.engine.kernels.rotation import full_rotation, pack_down
+from robuq_bench.engine.kernels.rowwise import rotate_quantize
 from robuq_bench.errors import BenchError
 from robuq_bench.files import atomic, write_json
 from robuq_bench.provenance import collect
@@ -125,7 +126,7 @@ def rowwise_rows(pre: str, width: int, m: int) -> list[dict[str, Any]]:
         modulation = tuple(torch.randn(images, width, device="cuda").bfloat16() for _ in range(2))
     signs = torch.randint(0, 2, (width,), device="cuda") * 2 - 1
     rotation = full_rotation(signs_matrix(36).cuda(), width, signs)
-    down = packing.pack_down(torch.randn(16, width, device="cuda"))
+    down = pack_down(torch.randn(16, width, device="cuda"), rotation)
     to = torch.empty_like(x[0])
     rows = [{"kernel": "copy", "bytes": 4 * m * width} | time_us([partial(to.copy_, part) for part in x])]
     for bits, rank in ((2, None), (2, down), (4, down)):

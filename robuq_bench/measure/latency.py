@@ -1,12 +1,13 @@
 """How long a forward pass takes: warm-up apart, varied inputs, median and spread."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robuq_bench.models.dit import Shape, predict
 
@@ -27,18 +28,26 @@ class Timing:
         return asdict(self)
 
 
+def random_inputs(shape: Shape, batch: int, device: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Images, times in [0, 1) and labels, new ones without end, the same in every process."""
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        x = torch.randn((batch, shape.channels, shape.size, shape.size), generator=generator)
+        moment, labels = (
+            torch.rand(batch, generator=generator),
+            torch.randint(shape.classes, (batch,), generator=generator),
+        )
+        yield x.to(device), moment.to(device), labels.to(device)
+
+
 @torch.inference_mode()
 def time_forward(model: nn.Module, shape: Shape, batch: int, repeats: int, device: str) -> Timing:
     """Time `repeats` forward passes of `batch` images, each on fresh random inputs."""
-    generator = torch.Generator().manual_seed(0)
     taken = []
-    for turn in range(WARM_UP + repeats):
-        x = torch.randn((batch, shape.channels, shape.size, shape.size), generator=generator).to(device)
-        moment = torch.rand(batch, generator=generator).to(device)
-        labels = torch.randint(shape.classes, (batch,), generator=generator).to(device)
+    for turn, given in zip(range(WARM_UP + repeats), random_inputs(shape, batch, device), strict=False):
         _wait(device)
         start = time.perf_counter()
-        predict(model, x, moment, labels)
+        predict(model, *given)
         _wait(device)
         if turn >= WARM_UP:
             taken.append((time.perf_counter() - start) * 1e3)

@@ -5,9 +5,10 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,6 +22,8 @@ from robuq_bench.models.dit import Shape
 
 SCHEMA = 1
 KEY = "robuq_bench"
+DAMAGED = (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)
+"""What reading a damaged or foreign file may raise (RuntimeError: a type torch cannot hold, or endless nesting)."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Card:
     model: DiT
     shape: Shape
     bits: dict[str, int]
-    status: str
+    status: Literal["ok", "diverged"]
     reason: str
     facts: dict[str, Any]
     provenance: dict[str, Any]
@@ -67,7 +70,7 @@ def read_card(path: str | Path) -> Card:
     try:
         with safe_open(path, framework="pt") as handle:
             return _card(handle.metadata(), path)
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+    except DAMAGED as error:
         raise _damaged(path, error) from error
 
 
@@ -78,7 +81,7 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], Card]:
         with safe_open(path, framework="pt") as handle:
             card = _card(handle.metadata(), path)
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+    except DAMAGED as error:
         raise _damaged(path, error) from error
     if card.kind != kind:
         raise BenchError(f"{path}: holds a {card.kind} model, a {kind} one is needed here")
@@ -103,10 +106,7 @@ def _card(metadata: dict[str, str] | None, path: Path) -> Card:
     seal, _, text = metadata[KEY].partition(" ")
     if hashlib.sha256(text.encode()).hexdigest() != seal:
         raise _damaged(path, "its record does not match its hash")
-    try:
-        return _parsed(json.loads(text), path)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _damaged(path, error) from error
+    return _parsed(json.loads(text), path)
 
 
 def _parsed(record: dict[str, Any], path: Path) -> Card:
@@ -114,9 +114,9 @@ def _parsed(record: dict[str, Any], path: Path) -> Card:
         raise BenchError(f"{path}: written by another version of this project; delete it and run again")
     record["variant"] = validated(Variant, record["variant"], str(path))
     record["model"] = validated(DiT, record["model"], str(path))
-    record["shape"] = Shape(**record["shape"])
-    return Card(**record)
+    return TypeAdapter(Card).validate_python(record)
 
 
 def _damaged(path: Path, error: Exception | str) -> BenchError:
-    return BenchError(f"{path}: truncated or damaged checkpoint ({error}); delete it and run again")
+    reason = " ".join(str(error).split())
+    return BenchError(f"{path}: truncated or damaged checkpoint ({reason}); delete it and run again")

@@ -12,7 +12,7 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robuq_bench.config.preset import DiT
+from robuq_bench.config.preset import DiT, Positive
 from robuq_bench.seeds import seed
 
 LINEARS = {
@@ -29,9 +29,9 @@ LINEARS = {
 class Shape:
     """What the images are: side in pixels, channels, number of classes."""
 
-    size: int
-    channels: int
-    classes: int
+    size: Positive
+    channels: Positive
+    classes: Positive
 
 
 class FusedAttention:

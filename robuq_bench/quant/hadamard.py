@@ -4,18 +4,15 @@ Row-vector convention: a token x [n] becomes x @ H, with H = H_K (x) H_2 (x) ...
 """
 
 from functools import lru_cache
-from math import gcd, isqrt
+from math import gcd
 
 import torch
 from torch import Tensor
 
+from robuq_bench.config.hadamard import base, construction
 from robuq_bench.errors import BenchError
 
 BLOCK = 128
-
-
-def _is_prime(n: int) -> bool:
-    return n > 1 and all(n % d for d in range(2, isqrt(n) + 1))
 
 
 def _jacobsthal(q: int) -> Tensor:
@@ -26,38 +23,29 @@ def _jacobsthal(q: int) -> Tensor:
     return character[(index[:, None] - index[None, :]) % q]
 
 
-def _paley(order: int) -> Tensor | None:
+def _paley(order: int) -> Tensor:
     """A Hadamard matrix (int64, +-1) of `order` by Paley I (order - 1 prime) or II (order / 2 - 1 prime)."""
-    q = order - 1
-    if q % 4 == 3 and _is_prime(q):
+    if construction(order) == 1:
+        q = order - 1
         core = torch.zeros(order, order, dtype=torch.int64)
         core[0, 1:], core[1:, 0] = 1, -1
         core[1:, 1:] = _jacobsthal(q)
         return core + torch.eye(order, dtype=torch.int64)
     q = order // 2 - 1
-    if order % 4 == 0 and q % 4 == 1 and _is_prime(q):
-        core = torch.zeros(q + 1, q + 1, dtype=torch.int64)
-        core[0, 1:], core[1:, 0] = 1, 1
-        core[1:, 1:] = _jacobsthal(q)
-        eye = torch.eye(q + 1, dtype=torch.int64)
-        return torch.kron(core, torch.tensor([[1, 1], [1, -1]])) + torch.kron(eye, torch.tensor([[1, -1], [-1, -1]]))
-    return None
+    core = torch.zeros(q + 1, q + 1, dtype=torch.int64)
+    core[0, 1:], core[1:, 0] = 1, 1
+    core[1:, 1:] = _jacobsthal(q)
+    eye = torch.eye(q + 1, dtype=torch.int64)
+    return torch.kron(core, torch.tensor([[1, 1], [1, -1]])) + torch.kron(eye, torch.tensor([[1, -1], [-1, -1]]))
 
 
 @lru_cache
 def signs_matrix(n: int) -> Tensor:
     """An n x n Hadamard matrix of +-1 (int64). Raises BenchError when n is not K * 2^m with a K built here."""
-    odd = n & -n
-    base = n // odd  # odd part
-    if base == 1:
-        matrix, rest = torch.ones(1, 1, dtype=torch.int64), n
-    else:
-        orders = [base * 2**k for k in range(2, odd.bit_length())]
-        matrix, rest = next(((m, n // o) for o in orders if (m := _paley(o)) is not None), (None, 1))
-        if matrix is None:
-            raise BenchError(
-                f"no Hadamard matrix of order {n} is built here; use a width K * 2^m, K = 1, 12, 20, 28, 36"
-            )
+    order = base(n)
+    if order is None:
+        raise BenchError(f"no Hadamard matrix of order {n} is built here; use a width K * 2^m, K = 1, 12, 20, 28, 36")
+    matrix, rest = torch.ones(1, 1, dtype=torch.int64) if order == 1 else _paley(order), n // order
     sylvester = torch.tensor([[1, 1], [1, -1]])
     while rest > 1:
         matrix, rest = torch.kron(matrix, sylvester), rest // 2
@@ -73,18 +61,10 @@ def block_width(n: int, kind: str) -> int:
 def factors(n: int) -> tuple[Tensor, Tensor]:
     """(A, B), orthonormal float64, with H = A (x) B: two small products instead of one n x n product."""
     right = 1
-    while n % (right * 2) == 0 and right * right < n and _builds(n // (right * 2)):
+    while n % (right * 2) == 0 and right * right < n and base(n // (right * 2)) is not None:
         right *= 2
     left = n // right
     return tuple(signs_matrix(order).double() / order**0.5 for order in (left, right))
-
-
-def _builds(n: int) -> bool:
-    try:
-        signs_matrix(n)
-    except BenchError:
-        return False
-    return True
 
 
 def mix(x: Tensor, a: Tensor, b: Tensor) -> Tensor:

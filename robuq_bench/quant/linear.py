@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from robuq_bench.config.recipe import LowRank
 from robuq_bench.errors import BenchError
+from robuq_bench.quant import fused
 from robuq_bench.quant.hadamard import block_width, factors, mix
 from robuq_bench.quant.quantiser import Quantiser
 
@@ -16,6 +17,9 @@ class QuantLinear(nn.Module):
     `weight` [out, in] lives in the rotated domain and is trained there: it is the residual that remains when the
     low-rank branch up [out, r] @ down [r, in] is taken away. Parts that a recipe leaves out are None.
     A stored model has no weight quantiser: its weight holds values of the grid already.
+
+    This is the plain path, the reference. Under bfloat16 autocast on a CUDA device robuq_bench.quant.fused computes
+    the same, within bfloat16 rounding, for the parts it covers (`fused`).
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class QuantLinear(nn.Module):
         branch_seed: int = 0,
     ):
         super().__init__()
+        self.register_buffer("fused_numbers", torch.zeros(2, 4), persistent=False)
         self.weight_quantiser = weight_quantiser
         self.activation_quantiser = activation_quantiser
         self.width = block_width(linear.in_features, rotation) if rotation else None
@@ -38,6 +43,9 @@ class QuantLinear(nn.Module):
         self.register_buffer("right", right, persistent=False)
         self.register_buffer("signs", signs)
         self.register_buffer("smooth", smooth)
+        tables = fused.tables(linear.in_features, self.width)
+        self.register_buffer("fused_left", tables and tables[0], persistent=False)
+        self.register_buffer("fused_right", tables and tables[1], persistent=False)
         self.bias = linear.bias
         weight = linear.weight.detach()
         rotated = self.rotate(weight if smooth is None else weight * smooth)
@@ -66,7 +74,33 @@ class QuantLinear(nn.Module):
         """Smoothed and rotated input: what the activation quantiser sees."""
         return self.rotate(x if self.smooth is None else x / self.smooth)
 
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name in ("weight_quantiser", "activation_quantiser"):  # what the fused path knows of them
+            self._describe()
+
+    def _describe(self) -> None:
+        """Constants of the quantisers in a buffer: layers that differ in bits alone share one compiled graph."""
+        pair = [getattr(self, f"{name}_quantiser", None) for name in ("weight", "activation")]
+        self.fused_rules = None
+        if fused.covers(pair[0], "channel") and fused.covers(pair[1], "token"):
+            self.fused_rules = tuple(fused.rule(quantiser) for quantiser in pair)
+            self.fused_numbers.copy_(torch.tensor([fused.numbers(quantiser) for quantiser in pair]))
+
+    @property
+    def fused(self) -> bool:
+        """Whether the fused path covers this layer's parts: rotation, quantisers, branch."""
+        return (
+            self.fused_rules is not None
+            and self.fused_left is not None
+            and self.smooth is None
+            and self.gain is None
+            and (self.down is None or self.width is not None)
+        )
+
     def forward(self, x: Tensor) -> Tensor:
+        if fused.active(x) and self.fused:
+            return fused.linear(x, self)
         hidden = self.hidden(x)
         inputs = hidden if self.activation_quantiser is None else self.activation_quantiser(hidden)
         output = F.linear(inputs, self.quantised_weight(), self.bias)

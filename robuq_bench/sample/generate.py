@@ -1,12 +1,13 @@
 """Images from a denoiser: diffusers schedulers, classifier-free guidance, one generator per image seed."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from robuq_bench.config.preset import Sampling
 from robuq_bench.errors import BenchError
@@ -14,6 +15,8 @@ from robuq_bench.models.dit import Shape
 from robuq_bench.seeds import seed
 from robuq_bench.train.objective import to_images
 
+Denoiser = Callable[..., Any]
+"""model(x [B, C, H, W], timestep=[B], class_labels=[B]).sample: diffusers' DiT, simulated or deployed."""
 SCHEDULERS = {"flow_euler": FlowMatchEulerDiscreteScheduler, "flow_heun": FlowMatchHeunDiscreteScheduler}
 
 
@@ -30,7 +33,7 @@ def initial_noise(image_seed: int, shape: Shape) -> Tensor:
 
 @torch.inference_mode()
 def generate(
-    model: nn.Module,
+    model: Denoiser,
     shape: Shape,
     image_seeds: Iterable[int],
     plan: Sampling,
@@ -40,7 +43,8 @@ def generate(
     """(uint8 images [N, H, W, C], int64 labels [N]) of the image seeds, in their order.
 
     Images are computed in lanes of `plan.lane` consecutive seeds, always whole and always the same ones together,
-    so an image depends on the weights and its seed alone, bit for bit, whatever else is asked for.
+    so an image depends on the weights and its seed alone, bit for bit, whatever else is asked for. Guidance doubles the
+    batch: both halves are one call of the model.
     """
     wanted = list(image_seeds)
     drawn: dict[int, np.ndarray] = {}
@@ -53,7 +57,7 @@ def generate(
     return np.stack([drawn[s] for s in wanted]), labels
 
 
-def _lane(model: nn.Module, shape: Shape, seeds: range, plan: Sampling, device: str) -> np.ndarray:
+def _lane(model: Denoiser, shape: Shape, seeds: range, plan: Sampling, device: str) -> np.ndarray:
     x = torch.stack([initial_noise(s, shape) for s in seeds]).to(device)
     labels = torch.tensor([image_class(s, shape.classes) for s in seeds], device=device)
     scheduler = SCHEDULERS[plan.scheduler]()
@@ -66,7 +70,7 @@ def _lane(model: nn.Module, shape: Shape, seeds: range, plan: Sampling, device: 
     return to_images(x)
 
 
-def _guided(model: nn.Module, x: Tensor, time: Tensor, labels: Tensor, no_class: int, guidance: float) -> Tensor:
+def _guided(model: Denoiser, x: Tensor, time: Tensor, labels: Tensor, no_class: int, guidance: float) -> Tensor:
     """Velocity with classifier-free guidance: v_none + guidance * (v_class - v_none) (arXiv 2207.12598)."""
     if guidance == 1:
         return model(x, timestep=time.expand(len(x)), class_labels=labels).sample

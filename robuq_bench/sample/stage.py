@@ -1,6 +1,7 @@
 """Draw the images of a row from its packed model: class-conditional, guided, one seed per image."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from robuq_bench import provenance
 from robuq_bench.config.preset import load_preset, preset_arguments
 from robuq_bench.devices import describe, use
 from robuq_bench.engine import packed
+from robuq_bench.engine.denoiser import deploy
 from robuq_bench.files import sha256_file
 from robuq_bench.models.checkpoint import read_card
 from robuq_bench.progress import Bar
@@ -22,6 +24,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     preset_arguments(parser)
     parser.add_argument("--packed", type=Path, required=True, help="packed model")
     parser.add_argument("--out", type=Path, required=True, help=".npz to write (ADM's layout)")
+
+
+def simulated(path: Path, device: str) -> tuple[Callable, tuple[str, ...]]:
+    """(the fake-quantised model in float32, no notes)."""
+    return packed.load(path)[0].to(device), ()
+
+
+def deployed(path: Path, device: str) -> tuple[Callable, tuple[str, ...]]:
+    """(the engine's denoiser, what it computes otherwise than the simulated model)."""
+    denoiser = deploy(path, device)
+    return denoiser, denoiser.notes
+
+
+DENOISERS = {"simulated": simulated, "deployed": deployed}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,9 +54,9 @@ def run(args: argparse.Namespace) -> None:
     images = np.zeros((0, card.shape.size, card.shape.size, card.shape.channels), dtype=np.uint8)
     labels = np.zeros(0, dtype=np.int64)
     if not card.diverged:
-        model, _ = packed.load(args.packed)
+        model, record["notes"] = DENOISERS[preset.sample.denoiser](args.packed, device)
         label = f"sample {card.variant.recipe} {card.variant.name} seed {card.seed}"
         with Bar(label, preset.sample.n) as bar:
             seeds = range(preset.sample.n)
-            images, labels = generate(model.to(device), card.shape, seeds, preset.sample, device, bar.advance)
+            images, labels = generate(model, card.shape, seeds, preset.sample, device, bar.advance)
     save(args.out, Samples(images, labels, record))

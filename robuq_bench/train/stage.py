@@ -8,7 +8,8 @@ from torch import nn
 
 from robuq_bench import provenance
 from robuq_bench.config.preset import Preset, Training, load_preset, preset_arguments
-from robuq_bench.config.recipe import Variant, load_variant
+from robuq_bench.config.recipe import Variant
+from robuq_bench.config.row import load_row
 from robuq_bench.data import ImageSet
 from robuq_bench.devices import describe, use
 from robuq_bench.errors import BenchError, Diverged
@@ -45,7 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     preset = load_preset(args.preset, args.set)
-    variant = load_variant(args.recipe, args.variant)
+    variant = load_row(preset, args.recipe, args.variant)
     check_wanted(variant, args.bits)
     plan = preset.train if variant.method.training == "none" else preset.qat
     device = use(preset.device, plan.threads)

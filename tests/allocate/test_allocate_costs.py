@@ -2,12 +2,21 @@
 
 import json
 from math import log2
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from robuq_bench.allocate.allocation import PAPER_AVERAGES
-from robuq_bench.allocate.costs import LATENCY_MAKER, LatencyTable, Linear, costs, read_latency_table
+from robuq_bench.allocate.costs import (
+    LATENCY_MAKER,
+    LATENCY_TABLES,
+    LatencyTable,
+    Linear,
+    costs,
+    latency_path,
+    read_latency_table,
+)
 from robuq_bench.allocate.profile import shapes
 
 SIDES = {"qkv": (3, 1), "proj": (1, 1), "fc1": (4, 1), "fc2": (1, 4)}
@@ -95,3 +104,14 @@ def test_a_missing_or_damaged_latency_table_is_refused(tmp_path, refused):
     refused(lambda: read_latency_table(str(path)), path, "rows.0.us")
     path.write_text("[]")
     refused(lambda: read_latency_table(str(path)), path)
+
+
+def test_own_measurements_come_before_the_committed_ones(tmp_path, monkeypatch, refused):
+    monkeypatch.chdir(tmp_path)
+    own, committed = LATENCY_TABLES
+    refused(lambda: read_latency_table(None), own, LATENCY_MAKER)
+    for path in (committed, own):
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+        assert latency_path(None) == path
+    assert latency_path("other.json") == Path("other.json")

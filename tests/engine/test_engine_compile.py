@@ -4,19 +4,23 @@ import pytest
 import torch
 
 from robuq_bench.engine.kernels import (
+    adaln,
     block_rotation,
-    choose_tile,
-    full_rotation,
+    choice,
     gemm,
     jit,
+    modulations,
     packing,
-    reference,
     rotate_quantize,
 )
-from robuq_bench.engine.kernels.bitserial import Tile, source_and_macros
+from robuq_bench.engine.kernels.bitserial import source_and_macros
+from robuq_bench.engine.kernels.rowwise import plan
 from robuq_bench.engine.kernels.rowwise import source_and_macros as rowwise_source
+from robuq_bench.engine.kernels.tiles import MmaTile, SingleTile, StreamTile
 from robuq_bench.errors import BenchError
-from robuq_bench.quant import hadamard
+
+SHARED = {"sm_80": 166912, "sm_89": 101376, "sm_90a": 232448}  # bytes a block can have
+SIZES = [(4, 32), (12, 32), (24, 32), (48, 32), (48, 64), (32, 32), (32, 128), (36, 32), (36, 128), (9, 128), (1, 128)]
 
 
 @pytest.fixture
@@ -30,18 +34,51 @@ def compiler(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("epilogue", ["none", "gelu", "gate"])
-@pytest.mark.parametrize(("arch", "backend"), [("sm_80", "mma"), ("sm_90a", "wgmma")])
-def test_gemm_compiles(compiler, arch, backend, epilogue):
-    tile = Tile(backend, 128, 3 if backend == "wgmma" else 2, 9, 3)
+@pytest.mark.parametrize(
+    ("arch", "tile"),
+    [
+        ("sm_80", MmaTile(128, 2, 9, 3)),
+        ("sm_90a", StreamTile(3, 3, 9, 4)),
+        ("sm_90a", StreamTile(3, 1, 9, 2)),
+        ("sm_90a", SingleTile(128, 2, 1)),
+        ("sm_90a", SingleTile(64, 1, 3)),
+    ],
+)
+def test_gemm_compiles(compiler, arch, tile, epilogue):
     source, macros = source_and_macros(tile, 1152, epilogue, True, True)
     assert jit.compile_cubin(source, arch, macros).startswith(b"\x7fELF")
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-@pytest.mark.parametrize("pre", ["none", "modulate", "gelu"])
-def test_rowwise_compiles(compiler, arch, pre):
-    source, macros = rowwise_source(36, 32, 2, pre, True, True)
+@pytest.mark.parametrize(("rows", "columns", "rank", "center"), [(36, 32, True, False), (9, 128, False, True)])
+def test_adaln_compiles(compiler, arch, rows, columns, rank, center):
+    source, macros = adaln.source_and_macros(rows, columns, 4, rank, center, True, 4, 2)
     assert jit.compile_cubin(source, arch, macros).startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize(("arch", "shared"), SHARED.items())
+@pytest.mark.parametrize(
+    ("size", "pre", "center", "levels"),
+    [
+        ((36, 32), "modulate", True, "midrise"),
+        ((36, 128), "gelu", False, "midtread"),
+        ((48, 64), "none", False, "midrise"),
+    ],
+)
+def test_rowwise_compiles(compiler, arch, shared, size, pre, center, levels):
+    chosen = plan(*size, pre, shared)
+    source, macros = rowwise_source(size, 2, pre, True, center, levels, False, chosen)
+    assert jit.compile_cubin(source, arch, macros).startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("pre", ["none", "modulate", "gelu"])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_width_finds_a_plan_that_fits(size, pre):
+    rows, columns = size
+    for shared in SHARED.values():
+        chosen = plan(*size, pre, shared)
+        assert chosen.blocks * chosen.shared < shared and 64 % chosen.tokens == 0
+        assert chosen.warps * 16 >= 4 * rows and chosen.warps <= 32 and 64 <= columns * chosen.layers <= 128
 
 
 def test_machine_code_is_kept_on_disk_and_used_again(compiler, monkeypatch):
@@ -62,46 +99,23 @@ def test_a_kernel_that_does_not_compile_says_why(compiler):
 def test_without_a_gpu_the_message_says_what_is_needed():
     x = packing.pack_activation(torch.zeros(2, 128, dtype=torch.int64), 2, torch.ones(2))
     weight = packing.pack_weight(torch.zeros(2, 128), torch.ones(2))
+    layer = adaln.AdalnLayer(block_rotation(128), torch.zeros(64, 128), torch.ones(64), torch.zeros(64))
     with pytest.raises(BenchError, match="NVIDIA GPU"):
         gemm(x, weight)
     with pytest.raises(BenchError, match="NVIDIA GPU"):
         rotate_quantize(torch.zeros(2, 128).bfloat16(), block_rotation(128), 2)
+    with pytest.raises(BenchError, match="NVIDIA GPU"):
+        modulations(torch.zeros(2, 128).bfloat16(), adaln.pack_adaln([layer], 4))
 
 
 @pytest.mark.parametrize("k", [128, 384, 768, 1024, 1152, 1536, 3072, 4096, 4608])
-@pytest.mark.parametrize(("arch", "shared"), [("sm_80", 166912), ("sm_89", 101376), ("sm_90a", 232448)])
+@pytest.mark.parametrize(("arch", "shared"), SHARED.items())
 def test_every_width_finds_a_tile_that_fits(arch, shared, k):
     for m in (1, 256, 4096, 100_000):
-        tile = choose_tile(arch, m, 4608, k, True, 132, shared)
-        assert tile.shared_bytes(k // 128, True) <= shared
-        assert k // 128 % tile.chunk == 0
+        assert choice.default_tile(arch, m, 4608, k, 2, 132, shared).fits(k // 128, 2, shared)
+    assert all(tile.fits(k // 128, 2, shared) for tile in choice.candidates(arch, 4608, k, 2, shared))
 
 
 def test_too_wide_a_layer_is_refused():
     with pytest.raises(BenchError, match="shared memory"):
-        choose_tile("sm_90a", 64, 64, 1 << 15, True, 132, 232448)
-
-
-@pytest.mark.parametrize("width", [384, 768, 1024, 1152, 1536, 3072, 4096, 4608])
-def test_the_kernels_rotation_is_the_packages(width):
-    orders = {36: (1152, 4608), 12: (384, 768, 1536, 3072), 1: (1024, 4096)}
-    base = next(order for order, widths in orders.items() if width in widths)
-    x, signs = torch.randn(3, width).bfloat16(), torch.randint(0, 2, (width,)) * 2 - 1
-    for rotation, kind in (
-        (full_rotation(hadamard.signs_matrix(base), width, signs), "full"),
-        (block_rotation(width, signs), "block"),
-    ):
-        rotated = reference.rotate_quantize_reference(x, rotation, 2, dtype=torch.float64)["rotated"]
-        expected = hadamard.rotate((x * signs).double(), hadamard.block_width(width, kind))
-        torch.testing.assert_close(rotated, expected, atol=1e-6, rtol=1e-6)
-
-
-def test_rotations_that_do_not_fit_are_refused():
-    with pytest.raises(BenchError, match="not supported"):
-        full_rotation(hadamard.signs_matrix(12), 96)
-    with pytest.raises(BenchError, match="not supported"):
-        full_rotation(hadamard.signs_matrix(36), 1280)
-    with pytest.raises(BenchError, match="not supported"):
-        full_rotation(hadamard.signs_matrix(36), 9216)
-    with pytest.raises(BenchError, match="not supported"):
-        block_rotation(200)
+        choice.default_tile("sm_90a", 64, 64, 1 << 15, 2, 132, 232448)

@@ -1,38 +1,30 @@
-"""The kernels on a GPU: integers against int64, epilogues against float64, codes against torch in float32."""
+"""The bit-serial GEMM and the INT8 path on a GPU: integers against int64, epilogues against float64."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robuq_bench.engine.kernels import (
-    Tile,
-    block_rotation,
-    choose_tile,
-    full_rotation,
-    gemm,
-    jit,
-    pack_activation,
-    pack_down,
-    pack_weight,
-    rotate_quantize,
-)
-from robuq_bench.engine.kernels.packing import unpack_activation
-from robuq_bench.engine.kernels.reference import gemm_reference, integer_product, rotate_quantize_reference
+from robuq_bench.engine.kernels import choice, gemm, jit, pack_activation, pack_weight
+from robuq_bench.engine.kernels.int8 import gemm_int8, int8_weight
+from robuq_bench.engine.kernels.reference import gemm_reference, integer_product
+from robuq_bench.engine.kernels.tiles import MmaTile, SingleTile, StreamTile, Tile
+from robuq_bench.engine.kernels.tune import tune
 from robuq_bench.errors import BenchError
-from robuq_bench.quant.hadamard import signs_matrix
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 WIDTHS = [96, 128, 384, 768, 1024, 1152, 1536, 3072, 4096, 4608]
 
 
-def tiles(m: int, n: int, k: int) -> list[Tile]:
-    """The tiles that the portable and, where there is one, the Hopper kernel would take."""
+def tiles(n: int, k: int, bits: int) -> list[Tile]:
+    """The widest tile of each sort that this GPU can run: portable, streaming (two ways), single, single along K."""
     k = -(-k // 128) * 128
-    shared = torch.cuda.get_device_properties(0).shared_memory_per_block_optin
-    archs = {"sm_80", jit.architecture()}
-    return [choose_tile(arch, m, n, k, True, 132, shared) for arch in sorted(archs)]
+    found = {}
+    for tile in choice.candidates(jit.architecture(), n, k, bits, choice.limits(torch.device("cuda", 0))[1]):
+        sorts = {MmaTile: "mma", StreamTile: "stream", SingleTile: "single"}
+        found[sorts[type(tile)], getattr(tile, "side", 1) > 1, getattr(tile, "k_split", 1) > 1] = tile
+    return list(found.values())
 
 
 def exact_integers(x, weight, tile: Tile) -> torch.Tensor:
@@ -54,7 +46,7 @@ def operands(m, n, k, bits, seed, *, codes=None, ternary=None):
 def check_integers(m, n, k, bits, codes, ternary):
     x = pack_activation(codes, bits, torch.ones(m, device="cuda"), shift=0.0)
     weight = pack_weight(ternary, torch.ones(n, device="cuda"))
-    for tile in tiles(m, n, k):
+    for tile in tiles(n, k, bits):
         assert torch.equal(exact_integers(x, weight, tile), integer_product(codes, ternary)), tile
 
 
@@ -96,85 +88,85 @@ def test_epilogues_agree_with_float64_and_overwrite_everything(m, n, k, rank, ep
     given_ = {}
     if epilogue == "gate":
         given_ = {
-            "gate": torch.randn(images, n, **random).bfloat16(),
+            "gate": torch.randn(images, 3 * n, **random).bfloat16()[:, n : 2 * n],  # rows lie apart
             "residual": torch.randn(m, n, **random).bfloat16(),
         }
     expected = gemm_reference(x, weight, epilogue, **given_)
-    for tile in tiles(m, n, k):
+    for tile in tiles(n, k, 3):
         out = torch.full((m, n), float("nan"), dtype=torch.bfloat16, device="cuda")
         assert gemm(x, weight, epilogue=epilogue, out=out, tile=tile, **given_) is out
         # One rounding to bfloat16 is at most 2^-8 relative; 2e-3 absolute covers tanh.approx and cancellation.
         torch.testing.assert_close(out.double(), expected, rtol=2**-8, atol=2e-3)
 
 
-def rotation(width: int, kind: str, seed: int = 3):
-    generator = torch.Generator("cuda").manual_seed(seed)
-    signs = torch.randint(0, 2, (width,), device="cuda", generator=generator) * 2 - 1
-    if kind == "block":
-        return block_rotation(width, signs)
-    order = 36 if width % 9 == 0 else 12 if width % 3 == 0 else 1
-    return full_rotation(signs_matrix(order).cuda(), width, signs)
+def test_the_residual_stream_is_updated_in_place():
+    m, n, k = 1000, 1152, 384
+    codes, ternary = operands(m, n, k, 2, 9)
+    x = pack_activation(codes, 2, torch.rand(m, device="cuda"))
+    weight = pack_weight(ternary, torch.rand(n, device="cuda") / 10)
+    gate, stream = torch.randn(5, n, device="cuda").bfloat16(), torch.randn(m, n, device="cuda").bfloat16()
+    expected = gemm_reference(x, weight, "gate", gate, stream)
+    for tile in tiles(n, k, 2):
+        out = stream.clone()
+        gemm(x, weight, epilogue="gate", gate=gate, residual=out, out=out, tile=tile)
+        torch.testing.assert_close(out.double(), expected, rtol=2**-8, atol=2e-3)
 
 
-ROWWISE = [
-    (64, 1152, 2, "none", {}),
-    (1001, 1152, 2, "modulate", {}),
-    (1000, 1152, 4, "modulate", {"center": True}),
-    (33, 1152, 1, "gelu", {}),
-    (77, 4608, 2, "none", {}),
-    (65, 4608, 4, "gelu", {"center": True}),
-    (20, 4608, 3, "modulate", {}),
-    (19, 384, 1, "none", {}),
-    (130, 768, 3, "modulate", {}),
-    (50, 1536, 4, "none", {"levels": "midtread"}),
-    (51, 3072, 2, "gelu", {}),
-    (50, 1024, 4, "modulate", {}),
-    (50, 4096, 2, "none", {}),
-]
+@pytest.mark.parametrize(("m", "n"), [(4096, 1152), (16384, 3456), (2000, 4608)])
+def test_shares_of_large_outputs_cover_them_once(m, n):
+    """Whatever way tiles are shared out among blocks (next_run): poisoned outputs, integers against float64."""
+    codes, ternary = operands(m, n, 128, 1, 11)
+    x, weight = (
+        pack_activation(codes, 1, torch.ones(m, device="cuda"), shift=0.0),
+        pack_weight(ternary, torch.ones(n, device="cuda")),
+    )
+    expected = integer_product(codes, ternary)  # at most 128 in size: exact in bfloat16
+    for tile in tiles(n, 128, 1):
+        out = torch.full((m, n), float("nan"), dtype=torch.bfloat16, device="cuda")
+        assert torch.equal(gemm(x, weight, out=out, tile=tile).long(), expected), tile
 
 
-@pytest.mark.parametrize("kind", ["full", "block"])
-@pytest.mark.parametrize(("m", "width", "bits", "pre", "options"), ROWWISE)
-def test_rowwise_codes_agree_with_torch(m, width, bits, pre, options, kind):
-    random = {"device": "cuda", "generator": torch.Generator("cuda").manual_seed(m)}
-    x = (torch.randn(m, width, **random) * 2 + 0.3).bfloat16()
-    images = 2 if m % 2 == 0 else 1
-    modulation = tuple(torch.randn(images, width, **random).bfloat16() for _ in range(2)) if pre == "modulate" else None
-    down, turn = torch.randn(16, width, **random).bfloat16(), rotation(width, kind)
-    same = {"pre": pre, "modulation": modulation} | options
-    packed = rotate_quantize(x, turn, bits, down=pack_down(down), **same)
-    expected = rotate_quantize_reference(x, turn, bits, **same)
-    codes = unpack_activation(packed)
-    off = (codes - expected["codes"]).abs()
-    assert off.max() <= 1 and (off > 0).double().mean() <= 1e-4  # ties within the rounding of float32
-    edges = (expected["cells"] - expected["cells"].round()).abs()
-    assert (edges[off > 0] < 1e-3).all()
-    assert torch.equal(packed.code_sum.long(), codes.sum(-1))
-    torch.testing.assert_close(packed.step, expected["step"], rtol=1e-5, atol=0)
-    if options.get("center"):
-        torch.testing.assert_close(packed.offset, expected["offset"], rtol=1e-5, atol=1e-5)
-    low = expected["rotated"].double() @ down.double().T
-    assert (packed.down.double() - low).norm() / low.norm() < 4e-3  # token and result are both rounded to bfloat16
-    plain = rotate_quantize(x, turn, bits, **same)
-    assert plain.down is None and torch.equal(unpack_activation(plain), codes)
+@pytest.mark.parametrize("epilogue", ["none", "gelu", "gate"])
+def test_int8_path_is_the_same_function(epilogue):
+    m, n, k = 333, 200, 416
+    codes, ternary = operands(m, n, k, 3, 7)
+    x = pack_activation(codes, 3, torch.rand(m, device="cuda") / 10, down=torch.randn(m, 16, device="cuda"))
+    weight = pack_weight(ternary, torch.rand(n, device="cuda") / 10, None, torch.randn(n, 16, device="cuda"))
+    more = {}
+    if epilogue == "gate":
+        more = {
+            "gate": torch.randn(3, n, device="cuda").bfloat16(),
+            "residual": torch.randn(m, n, device="cuda").bfloat16(),
+        }
+    out = torch.full((m, n), float("nan"), dtype=torch.bfloat16, device="cuda")
+    gemm_int8(x, int8_weight(weight), epilogue=epilogue, out=out, **more)
+    torch.testing.assert_close(out.double(), gemm_reference(x, weight, epilogue, **more), rtol=2**-8, atol=2e-3)
 
 
-def test_a_token_of_zeros_has_finite_levels():
-    x = torch.zeros(3, 1152, dtype=torch.bfloat16, device="cuda")
-    packed = rotate_quantize(x, rotation(1152, "full"), 2)
-    assert (unpack_activation(packed) == 2).all() and (packed.step <= 1e-12).all()
+@pytest.mark.parametrize("bits", [1, 4])
+def test_int8_integers_equal_int64(bits):
+    m, n, k = 130, 72, 4608
+    codes, ternary = operands(m, n, k, bits, 3, codes=torch.full((m, k), 2**bits - 1, device="cuda"))
+    x = pack_activation(codes, bits, torch.ones(m, device="cuda"), shift=0.0)
+    weight = int8_weight(pack_weight(ternary, torch.ones(n, device="cuda")))
+    high = gemm_int8(x, weight)
+    ones = torch.ones(1, n, dtype=torch.bfloat16, device="cuda")
+    low = gemm_int8(x, weight, epilogue="gate", gate=ones, residual=-high)
+    assert torch.equal((high.double() + low.double()).long(), integer_product(codes, ternary))
 
 
-def test_quantised_layer_end_to_end():
-    """Row-wise kernel and GEMM together equal the dequantised float64 product of the reference codes."""
-    m, n, k = 300, 400, 1152
-    x, turn = torch.randn(m, k, device="cuda").bfloat16(), rotation(k, "full")
-    ternary = torch.randint(-1, 2, (n, k), device="cuda")
-    up, down = torch.randn(n, 16, device="cuda"), torch.randn(16, k, device="cuda").bfloat16()
-    packed = rotate_quantize(x, turn, 2, down=pack_down(down))
-    weight = pack_weight(ternary, torch.full((n,), 0.03, device="cuda"), None, up)
-    out = gemm(packed, weight)
-    assert ((out.double() - gemm_reference(packed, weight)).norm() / out.double().norm()) < 3e-3
+def test_tuning_keeps_the_fastest_and_measures_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBUQ_BENCH_CACHE", str(tmp_path))
+    device, shape = torch.device("cuda", 0), choice.Shape(128, 256, 128, 2)
+    choice.choices.cache_clear()
+    assert "by rule" in choice.explain(device, 100, 256, 128, 2)
+    [first] = tune([shape], device)
+    assert first.us[str(first.tile)] == min(us for name, us in first.us.items() if name != "int8")
+    assert choice.tile_for(device, 100, 256, 128, 2) == first.tile
+    assert "measured" in choice.explain(device, 100, 256, 128, 2)
+    choice.choices.cache_clear()  # as a new process would
+    assert tune([shape], device) == [first]
+    choice.choices.cache_clear()
 
 
 def test_launches_follow_the_current_stream_and_graphs():
@@ -204,7 +196,3 @@ def test_operands_that_do_not_fit_are_refused():
         gemm(x, weight, out=torch.empty(64, 64, device="cuda"))
     with pytest.raises(BenchError, match="low-rank"):
         gemm(x, pack_weight(ternary, torch.ones(64, device="cuda"), up=torch.zeros(64, 16, device="cuda")))
-    with pytest.raises(BenchError, match="bfloat16"):
-        rotate_quantize(torch.zeros(4, 1152, device="cuda"), rotation(1152, "full"), 2)
-    with pytest.raises(BenchError, match="not supported"):
-        rotate_quantize(torch.zeros(4, 1152, device="cuda").bfloat16(), rotation(1152, "full"), 5)

@@ -47,7 +47,7 @@ def test_bits_round_trip(words):
 
 def test_padding_adds_nothing_to_any_popcount():
     weight = packing.pack_weight(random_ternary(5, 96, 0), torch.ones(5))
-    words = weight.planes.permute(2, 0, 3, 1, 4).reshape(2, 64, 4)
+    words = weight.planes.permute(2, 0, 3, 1, 4).reshape(2, 128, 4)
     assert not packing.unpack_bits(words)[:, :, 96:].any()
 
 
@@ -63,14 +63,6 @@ def test_up_projection_round_trip():
     up = torch.randn(70, 16).bfloat16()
     weight = packing.pack_weight(random_ternary(70, 64, 1), torch.ones(70), up=up)
     assert torch.equal(reference.unpack_up(weight), up)
-
-
-def test_down_projection_lies_in_fragment_order():
-    down = torch.randn(16, 128).bfloat16()
-    packed = packing.pack_down(down).view(torch.bfloat16).reshape(8, 8, 4, 4, 2)  # tile, g, t, part, element
-    for tile, g, t, part, e in ((0, 0, 0, 0, 0), (3, 5, 2, 1, 1), (7, 7, 3, 2, 0), (4, 1, 0, 3, 1)):
-        rank, channel = g + 8 * (part % 2), 16 * tile + 2 * t + 8 * (part // 2) + e
-        assert packed[tile, g, t, part, e] == down[rank, channel]
 
 
 def test_reference_equals_the_dequantised_product():
@@ -96,5 +88,15 @@ def test_mistakes_are_named():
         packing.pack_activation(torch.full((2, 32), 4), 2, torch.ones(2))
     with pytest.raises(BenchError, match="1 to 4 bits"):
         packing.pack_activation(torch.zeros(2, 32), 5, torch.ones(2))
-    with pytest.raises(BenchError, match="16"):
-        packing.pack_down(torch.zeros(8, 64))
+
+
+def test_weights_lie_in_slabs_of_128_channels():
+    ternary = torch.zeros(200, 384, dtype=torch.int64)
+    ternary[170, 293] = 1
+    planes = packing.pack_weight(ternary, torch.ones(200)).planes
+    assert tuple(planes.shape) == (2, 3, 2, 128, 4)
+    row = packing.channel_order(256).tolist().index(170) - 128
+    plane_p = planes[:, :, 0].clone()
+    assert plane_p[1, 293 // 128, row, 293 % 128 // 32] == 1 << 293 % 32
+    plane_p[1, 293 // 128, row, 293 % 128 // 32] = 0
+    assert not plane_p.any()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import norm
 
-from robuq_bench.config.recipe import SCALES
+from robuq_bench.config.quantiser import SCALES
 from robuq_bench.config.recipe import Quantiser as Spec
 from robuq_bench.quant.formats import SCALE_RULES
 from robuq_bench.quant.gaussian import lloyd_max

@@ -18,7 +18,7 @@ rule probe:
 
 
 rule ablate:
-    """Collect the rows of one ablation of workflows/ablations.yaml."""
+    """Collect the rows of one ablation of workflows/ablations.yaml, or of a sweep."""
     input:
         ablation_inputs,
         "<results>/{preset}/reference/floor.json",
@@ -27,13 +27,14 @@ rule ablate:
     log:
         "<logs>/{preset}/ablations/{name}.log",
     wildcard_constraints:
-        name="|".join(ABLATIONS),
+        name="|".join(COLLECTED),
     params:
         code=code("ablate"),
         settings=settings("seeds", "extra_seeds"),
-        ablation=lambda w: ABLATIONS[w.name].model_dump_json(),
+        ablation=lambda w: COLLECTED[w.name].model_dump_json(),
+        which=lambda w: f"--sweep {shlex.quote(SWEEP)}" if w.name == SWEPT else f"--name {w.name}",
         results=lambda w: f"results/{w.preset}",
         set=SET,
     shell:
-        "robuq-bench ablate --preset {wildcards.preset} {params.set} --name {wildcards.name}"
+        "robuq-bench ablate --preset {wildcards.preset} {params.set} {params.which}"
         " --results {params.results} --out '{output}' --log '{log}'"

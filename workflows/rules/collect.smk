@@ -5,6 +5,8 @@ localrules:
     report,
     ablation_quantizer_error,
     ablations,
+    sweep,
+    inspect,
 
 
 rule reproduce_table:
@@ -34,6 +36,12 @@ rule ablation_quantizer_error:
         f"reports/{PRESET}/ablation_quantizer_error.html",
 
 
+rule inspect:
+    """Is the paper's normality claim true here? A page; `--config row=robuq/W1.58A2` takes another row apart."""
+    input:
+        f"reports/{PRESET}/inspect.html",
+
+
 # One target per ablation of workflows/ablations.yaml, and all of them.
 for name, ablation in ABLATIONS.items():
 
@@ -44,6 +52,25 @@ for name, ablation in ABLATIONS.items():
             f"reports/{PRESET}/ablation_{name}.html",
 
     workflow.get_rule(f"ablation_{name}").docstring = f"{ablation.title}: {ablation.question}"
+
+
+# One target per setting: `snakemake ablation_rotation_none` runs that value alone.
+for name, ablation in ABLATIONS.items():
+    for target, rows in ablation.targets().items():
+
+        rule:
+            name:
+                f"ablation_{name}_{target}"
+            input:
+                lambda w, rows=rows: scored(rows),
+
+        workflow.get_rule(f"ablation_{name}_{target}").docstring = f"One setting of {name}: {', '.join(rows)}."
+
+
+rule sweep:
+    """Values of any recipe key, as an ablation: `--config sweep='robuq_uniform,low_rank.rank=0|4|16/W1.58A2'`."""
+    input:
+        sweep_page,
 
 
 rule ablations:
@@ -59,6 +86,6 @@ for target, row in menu():
         name:
             target
         input:
-            row_files(PRESET, [row], "metrics.json") + row_files(PRESET, [row], "measure.json"),
+            lambda w, row=row: scored([row]),
 
     workflow.get_rule(target).docstring = f"Row {row}: train, pack, sample, score, measure."

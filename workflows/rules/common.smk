@@ -3,23 +3,27 @@ import shlex
 import sys
 from pathlib import Path
 
-from robuq_bench.allocate.costs import LATENCY_TABLE
-from robuq_bench.config.ablation import load_ablations
+from robuq_bench.allocate.allocation import check_priced
+from robuq_bench.allocate.costs import latency_path
+from robuq_bench.config.ablation import EXAMPLE, load_ablations, parse_sweep
 from robuq_bench.config.preset import load_preset
 from robuq_bench.config.recipe import FOLDER as RECIPES
 from robuq_bench.config.recipe import load_recipe, load_variant, parse_variant
+from robuq_bench.config.row import load_row
 from robuq_bench.errors import BenchError
+from robuq_bench.files import sha256_file
 from robuq_bench.provenance import code_digest
 from robuq_bench.cli import VERBS
 
 PRESET = config.get("preset", "quick")
 CHANGES = str(config.get("set", "") or "")
+SWEEP = str(config.get("sweep", "") or "")
 ROW = "<results>/{preset}/{recipe}/{variant}/seed{seed}"
 STATE = "state/{preset}/{recipe}/{variant}/seed{seed}"
 
 
 wildcard_constraints:
-    preset=r"[^/]+",
+    preset=r"(?!engine/)[^/]+",  # results/engine is no preset's
     recipe=r"[^/]+",
     variant=r"W[\d.]+A\d+",
     seed=r"\d+",
@@ -39,7 +43,7 @@ def preset(name):
 
 
 def variant(wildcards):
-    return checked(load_variant, wildcards.recipe, wildcards.variant)
+    return checked(load_row, preset(wildcards.preset), wildcards.recipe, wildcards.variant)
 
 
 def code(verb):
@@ -63,10 +67,21 @@ def plan(wildcards):
 
 
 def latency_table(wildcards):
-    """The engine's measurements where bits are allocated by them; when there are none, the job says so."""
-    plan = variant(wildcards).method.allocation
-    path = Path(plan.latency_table or LATENCY_TABLE) if plan and plan.cost == "latency" else None
-    return [str(path)] if path and path.exists() else []
+    """The engine's measurements where bits are allocated by them; refused here when they lack a layer of the model."""
+    chosen = variant(wildcards)
+    plan = chosen.method.allocation
+    if plan:
+        checked(check_priced, preset(wildcards.preset), chosen)
+    return [str(latency_path(plan.latency_table))] if plan and plan.cost == "latency" else []
+
+
+ENGINE_FILES = ("kernels.json", "table.json")
+
+
+def engine_results():
+    """Folder of the measurements that the engine's page shows: this machine's when they are whole."""
+    own, committed = Path("results/engine"), Path("results/reference/engine")
+    return own if all((own / name).exists() for name in ENGINE_FILES) else committed
 
 
 def gpus(wildcards):
@@ -75,13 +90,18 @@ def gpus(wildcards):
 
 def seeds(name, recipe, variant_name):
     """Full precision is trained once; every other row once for each of its seeds."""
-    chosen = checked(load_variant, recipe, variant_name)
+    chosen = checked(load_row, preset(name), recipe, variant_name)
     return preset(name).seeds_of(f"{recipe}/{variant_name}") if chosen.method.training != "none" else (0,)
 
 
 def row_files(name, rows, file):
     """Paths of `file` for every seed of every "recipe/variant"."""
     return [f"<results>/{name}/{row}/seed{seed}/{file}" for row in rows for seed in seeds(name, *row.rsplit("/", 1))]
+
+
+def scored(rows):
+    """What rows run by name make. Looked at when asked for: a preset need not fit the other rows."""
+    return row_files(PRESET, rows, "metrics.json") + row_files(PRESET, rows, "measure.json")
 
 
 ROW_FILES = ("train.json", "packed.safetensors", "samples.npz", "metrics.json", "measure.json")
@@ -97,11 +117,24 @@ def table_inputs(wildcards):
 
 
 ABLATIONS = checked(load_ablations)
+SWEPT, SWEEP_PLAN = checked(parse_sweep, SWEEP) if SWEEP else ("sweep", None)
+COLLECTED = ABLATIONS | ({SWEPT: SWEEP_PLAN} if SWEEP else {})  # by the rule `ablate`
 
 
 def ablation_inputs(wildcards):
-    rows = [f"{recipe}/{name}" for _, recipe, name in ABLATIONS[wildcards.name].rows()]
+    rows = [f"{recipe}/{name}" for _, recipe, name in COLLECTED[wildcards.name].rows()]
     return [path for file in ROW_FILES for path in row_files(wildcards.preset, rows, file)]
+
+
+def sweep_page(wildcards):
+    """The page of the sweep of `--config sweep=...`."""
+    if not SWEEP:
+        checked(refuse, f"sweep: say what to sweep: --config sweep='{EXAMPLE}'")
+    return f"reports/{PRESET}/ablation_{SWEPT}.html"
+
+
+def refuse(message):
+    raise BenchError(message)
 
 
 class Unwatched:
@@ -129,3 +162,18 @@ def menu():
 
 FULL = sorted((row for _, row in menu()), key=lambda row: [-bits for bits in parse_variant(row.rpartition("/")[2])])
 TABLES = {"index": "table", "full": "table_full"}  # page -> table
+
+
+INSPECTED = str(config.get("row", "robuq_uniform/W1.58A2"))
+
+
+def quantised(recipe, name):
+    if load_variant(recipe, name).method.weight is None:
+        raise BenchError(f"--config row={recipe}/{name}: quantises no weights; name a row of another recipe")
+
+
+def inspected(wildcards):
+    """The inspection of the row named by `--config row=recipe/variant`, at its first seed."""
+    recipe, _, name = INSPECTED.rpartition("/")
+    checked(quantised, recipe, name)
+    return f"<results>/{wildcards.preset}/inspect/{INSPECTED}/seed{seeds(wildcards.preset, recipe, name)[0]}.json"

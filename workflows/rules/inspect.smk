@@ -1,18 +1,3 @@
-INSPECTED = str(config.get("row", "robuq_uniform/W1.58A2"))
-
-
-def quantised(recipe, name):
-    if load_variant(recipe, name).method.weight is None:
-        raise BenchError(f"--config row={recipe}/{name}: quantises no weights; name a row of another recipe")
-
-
-def inspected(wildcards):
-    """The inspection of the row named by `--config row=recipe/variant`, at its first seed."""
-    recipe, _, name = INSPECTED.rpartition("/")
-    checked(quantised, recipe, name)
-    return f"<results>/{wildcards.preset}/inspect/{INSPECTED}/seed{seeds(wildcards.preset, recipe, name)[0]}.json"
-
-
 rule inspect_row:
     """Are rotated activations normal, and what do the parts of a trained row carry?"""
     input:

@@ -16,3 +16,30 @@ rule measure:
     shell:
         "robuq-bench measure --preset {wildcards.preset} {params.set} --packed '{input}' --out '{output}'"
         " --log '{log}'"
+
+
+rule step_cost_of:
+    """What fake quantisation costs in training, recipe by recipe: DiT-S/2 and DiT-XL/2 on a GPU, the quick model on a CPU."""
+    output:
+        "<results>/step_cost/{size}.json",
+    log:
+        "<logs>/step_cost/{size}.log",
+    wildcard_constraints:
+        size="quick|S-2|XL-2",
+    threads: lambda w: preset(PRESET).threads
+    resources:
+        gpu=lambda w: int(w.size != "quick"),
+    params:
+        code=code("step-cost"),
+        size=lambda w: w.size.replace("-", "/"),
+    shell:
+        "robuq-bench step-cost --size {params.size} --threads {threads} --out '{output}' --log '{log}'"
+
+
+rule step_cost:
+    """Training cost at the sizes of the preset's device."""
+    input:
+        lambda w: [
+            f"<results>/step_cost/{size}.json"
+            for size in (("S-2", "XL-2") if preset(PRESET).device == "cuda" else ("quick",))
+        ],

@@ -21,7 +21,9 @@ rule table:
         code=code("table"),
         settings=settings("seeds", "extra_seeds"),
         rows=table_rows,
-        recipes=lambda w: [checked(load_variant, *row.rsplit("/", 1)).model_dump_json() for row in table_rows(w)],
+        recipes=lambda w: [
+            checked(load_row, preset(w.preset), *row.rsplit("/", 1)).model_dump_json() for row in table_rows(w)
+        ],
         results=lambda w, output: Path(output.json).parent,
         stem=lambda w, output: Path(output.json).with_suffix(""),
         set=SET,

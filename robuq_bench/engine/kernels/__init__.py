@@ -3,20 +3,24 @@
 Importing this package needs no GPU, no CUDA toolkit and no compiler; kernels are compiled at first use (see jit.py).
 """
 
-from robuq_bench.engine.kernels.bitserial import Tile, choose_tile, gemm
-from robuq_bench.engine.kernels.packing import PackedActivation, PackedWeight, pack_activation, pack_down, pack_weight
-from robuq_bench.engine.kernels.rowwise import Rotation, block_rotation, full_rotation, rotate_quantize
+from robuq_bench.engine.kernels.adaln import AdalnLayer, AdalnStack, modulations, pack_adaln
+from robuq_bench.engine.kernels.bitserial import gemm
+from robuq_bench.engine.kernels.packing import PackedActivation, PackedWeight, pack_activation, pack_weight
+from robuq_bench.engine.kernels.rotation import Rotation, block_rotation, full_rotation, pack_down
+from robuq_bench.engine.kernels.rowwise import rotate_quantize
 
 __all__ = [
+    "AdalnLayer",
+    "AdalnStack",
     "PackedActivation",
     "PackedWeight",
     "Rotation",
-    "Tile",
     "block_rotation",
-    "choose_tile",
     "full_rotation",
     "gemm",
+    "modulations",
     "pack_activation",
+    "pack_adaln",
     "pack_down",
     "pack_weight",
     "rotate_quantize",

@@ -1,18 +1,17 @@
-"""The bit-serial product on the GPU: choice of kernel and tile, checks, launch."""
+"""The bit-serial product on the GPU: checks and launch."""
 
 import ctypes
 import functools
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from robuq_bench.engine.kernels import jit
+from robuq_bench.engine.kernels import choice, jit
 from robuq_bench.engine.kernels.packing import PackedActivation, PackedWeight
+from robuq_bench.engine.kernels.tiles import Tile
 from robuq_bench.errors import BenchError
 
 EPILOGUES = ("none", "gelu", "gate")
-STATIC = 2048  # bytes of shared memory that the kernels and the driver take besides
 POINTERS = (
     "activations",
     "weights",
@@ -35,68 +34,24 @@ class _Arguments(ctypes.Structure):
 
     _fields_ = (
         [(name, ctypes.c_void_p) for name in POINTERS]
-        + [(name, ctypes.c_int) for name in ("m", "n", "bits", "gate_rows")]
+        + [(name, ctypes.c_int) for name in ("m", "n", "bits", "gate_rows", "gate_stride", "aligned")]
         + [("shift", ctypes.c_float)]
     )
 
 
-@dataclass(frozen=True)
-class Tile:
-    """How a kernel is cut: `bn` channels; `workers` groups of 128 threads, each with `stages` of `chunk` units."""
-
-    backend: str
-    bn: int
-    workers: int
-    chunk: int
-    stages: int
-
-    @property
-    def bm(self) -> int:
-        return 128 if self.backend == "mma" else 64
-
-    def shared_bytes(self, units: int, rank: bool) -> int:
-        ring = self.workers * self.stages * self.chunk * self.bm * 16
-        return units * 2 * self.bn * 16 + ring + self.bn * (16 + 32 * rank) + 64
-
-
-def wgmma_source(bn: int) -> str:
-    """The one instruction of the Hopper kernel, 64 x bn x 256 bits: its operand list is too long to write by hand."""
-    count = bn // 2
-    registers = ", ".join(f"%{i}" for i in range(count))
-    operands = ", ".join(f'"+r"((&d[0][0])[{i}])' for i in range(count))
-    return f"""
-__device__ __forceinline__ void wgmma(int (&d)[{bn // 8}][4], unsigned long long a, unsigned long long w) {{
-  asm volatile("{{\\n.reg .pred add;\\nsetp.eq.u32 add, 0, 0;\\n"
-               "wgmma.mma_async.sync.aligned.m64n{bn}k256.s32.b1.b1.and.popc {{{registers}}}, "
-               "%{count}, %{count + 1}, add;\\n}}"
-               : {operands} : "l"(a), "l"(w));
-}}
-"""
-
-
 def source_and_macros(tile: Tile, k: int, epilogue: str, rank: bool, offset: bool) -> tuple[str, dict[str, int]]:
     """What NVRTC is given for one kernel; `k` is the padded number of input channels."""
-    main = "gemm_mma.cu" if tile.backend == "mma" else "gemm_wgmma.cu"
-    middle = "" if tile.backend == "mma" else wgmma_source(tile.bn)
-    macros = {
-        "UNITS": k // 128,
-        "BM": tile.bm,
-        "BN": tile.bn,
-        "WORKERS": tile.workers,
-        "CHUNK": tile.chunk,
-        "STAGES": tile.stages,
-        "LOWRANK": int(rank),
-        "OFFSET": int(offset),
-        "EPILOGUE": EPILOGUES.index(epilogue),
-    }
-    return jit.read_source("gemm_common.cuh") + middle + jit.read_source(main), macros
+    text, macros = tile.source()
+    common = {"UNITS": k // 128, "BM": tile.bm, "BN": tile.bn, "WORKERS": tile.workers}
+    common |= {"LOWRANK": int(rank), "OFFSET": int(offset), "EPILOGUE": EPILOGUES.index(epilogue)}
+    return text, macros | common
 
 
 @functools.cache
-def _kernel(tile: Tile, k: int, epilogue: str, rank: bool, offset: bool, device: torch.device) -> jit.Kernel:
+def _kernel(tile: Tile, k: int, bits: int, epilogue: str, rank: bool, offset: bool, device: torch.device) -> jit.Kernel:
     source, macros = source_and_macros(tile, k, epilogue, rank, offset)
     cubin = jit.compile_cubin(source, jit.architecture(device), macros)
-    return jit.Kernel(cubin, "gemm", tile.shared_bytes(k // 128, rank), device)
+    return jit.Kernel(cubin, "gemm", tile.shared_bytes(k // 128, bits), device)
 
 
 def gemm(
@@ -113,55 +68,30 @@ def gemm(
 
     The integer product is exact; the scales, the low-rank branch and the epilogue are float32, rounded once at the end.
     epilogue: "none"; "gelu" (tanh form); "gate", out = gate[i // (m / images)] * y + residual, with gate bfloat16
-    [images, n] and residual bfloat16 [m, n]. `out`, if given, is overwritten. `tile` overrides the choice of kernel.
-    Raises BenchError on operands that do not fit each other, no GPU, or one older than sm_80.
+    [images, n], of which rows may be any distance apart, and residual bfloat16 [m, n]. `out`, if given, is overwritten;
+    it may be `residual` itself. `tile` overrides the choice of kernel. Weights must not be written just before: the
+    kernel reads them ahead of the stream's order. Raises BenchError on operands that do not fit each other, no GPU, or
+    one older than sm_80.
     """
     device = x.planes.device
-    arch = jit.architecture(device)
+    jit.architecture(device)
     _check_operands(x, weight, epilogue, gate, residual)
-    rank = x.down is not None and weight.up is not None
+    rank, k = x.down is not None, x.planes.shape[2] * 128
     out = torch.empty(x.m, weight.n, dtype=torch.bfloat16, device=device) if out is None else out
     if out.shape != (x.m, weight.n) or out.dtype != torch.bfloat16 or not out.is_contiguous():
         raise BenchError(f"out must be a contiguous bfloat16 [{x.m}, {weight.n}]")
     if out.numel() == 0:
         return out
-    k = x.planes.shape[2] * 128
-    tile = tile or choose_tile(arch, x.m, weight.n, k, rank, *_limits(device))
+    tile = tile or choice.tile_for(device, x.m, weight.n, k, x.bits)
     tensors = [x.planes, weight.planes, x.code_sum, x.step, x.offset, weight.alpha, weight.weight_sum, weight.bias]
-    tensors += [x.down if rank else None, weight.up if rank else None, gate, residual, out]
-    gate_rows = x.m // len(gate) if gate is not None else 1
-    arguments = _Arguments(*map(jit.pointer, tensors), x.m, weight.n, x.bits, gate_rows, x.shift)
-    tiles = -(-x.m // tile.bm) * -(-weight.n // tile.bn)
-    kernel = _kernel(tile, k, epilogue, rank, x.offset is not None, device)
-    kernel(min(tiles, _limits(device)[0]), tile.workers * 128, arguments)
+    tensors += [x.down, weight.up, gate, residual, out]
+    images, stride = (1, 0) if gate is None else (len(gate), gate.stride(0))
+    aligned = weight.n % 8 == 0 and stride % 8 == 0 and all(t is None or t.data_ptr() % 16 == 0 for t in tensors[-3:])
+    blocks = tile.blocks(x.m, weight.n, choice.limits(device)[0])
+    arguments = _Arguments(*map(jit.pointer, tensors), x.m, weight.n, x.bits, x.m // images, stride, aligned, x.shift)
+    kernel = _kernel(tile, k, x.bits, epilogue, rank, x.offset is not None, device)
+    kernel(blocks, tile.threads, arguments)
     return out
-
-
-@functools.cache
-def _limits(device: torch.device) -> tuple[int, int]:
-    """(multiprocessors, bytes of shared memory a block may take)."""
-    facts = torch.cuda.get_device_properties(device)
-    return facts.multi_processor_count, facts.shared_memory_per_block_optin
-
-
-def choose_tile(arch: str, m: int, n: int, k: int, rank: bool, processors: int, shared: int) -> Tile:
-    """The tile for a shape, by the measurements in docs/engine.md.
-
-    Raises BenchError when not even the narrowest tile's weights fit into shared memory.
-    """
-    units, workers, widths = k // 128, 2, (128, 64)
-    backend = "wgmma" if arch == "sm_90a" else "mma"
-    if backend == "wgmma":
-        tiles = -(-m // 64) * -(-n // 128) / processors  # tiles of a block
-        workers = 3 if tiles > (32 if units < 16 else 16) else 4
-        widths = (64,) if tiles < 8 else (128, 64)
-    for bn in widths:
-        for chunk in (c for c in range(min(9, units), 0, -1) if units % c == 0):
-            for stages in (4, 3, 2):
-                tile = Tile(backend, bn, workers, chunk, stages)
-                if tile.shared_bytes(units, rank) <= shared - STATIC:
-                    return tile
-    raise BenchError(f"{k} input channels do not fit into {shared} bytes of shared memory")
 
 
 def _check_operands(
@@ -182,7 +112,8 @@ def _check_operands(
         if tensor is None:
             continue
         fits = tensor.shape == shape if shape else tensor.ndim == 2 and tensor.shape[1] == weight.n
-        if not fits or tensor.dtype != torch.bfloat16 or not tensor.is_contiguous() or tensor.device != x.planes.device:
-            raise BenchError(f"{name} must be a contiguous bfloat16 tensor on {x.planes.device} that fits the output")
+        dense = tensor.is_contiguous() if shape else tensor.stride(-1) == 1
+        if not fits or tensor.dtype != torch.bfloat16 or not dense or tensor.device != x.planes.device:
+            raise BenchError(f"{name} must be bfloat16 on {x.planes.device}, its rows dense, and fit the output")
     if gate is not None and (not len(gate) or x.m % len(gate)):
         raise BenchError(f"{x.m} tokens cannot be shared out evenly among {len(gate)} rows of gate")

@@ -1,12 +1,12 @@
 """Packed operands of the bit-serial product: weights as two bit planes, activation codes as one plane a bit.
 
 A *unit* is 128 channels: 16 bytes of one bit plane, bit j of word i being channel 32 i + j. Rows of one unit are stored
-next to each other, 64 rows at a time, so that the kernels copy whole pieces without strides or bank conflicts:
+next to each other, 64 or 128 rows at a time, so that the kernels copy whole pieces without strides or bank conflicts:
 
     activations  int32 [ceil(M / 64), bits, K / 128, 64, 4]
-    weights      int32 [ceil(N / 64), K / 128, 2, 64, 4]     plane 0 is P = [w = +1], plane 1 is Q = NOT [w = -1]
+    weights      int32 [ceil(N / 128), K / 128, 2, 128, 4]     plane 0 is P = [w = +1], plane 1 is Q = NOT [w = -1]
 
-K is padded to a multiple of 128 with code 0 and P = Q = 0, which add nothing to any popcount; M and N are padded to 64.
+K is padded to a multiple of 128 with code 0 and P = Q = 0, which add nothing to any popcount; M and N are padded too.
 Weight rows are permuted inside each group of 32, see `channel_order`.
 """
 
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from robuq_bench.errors import BenchError
 
-ROWS = 64
+ROWS = 64  # tokens that lie together
+CHANNELS = 128  # output channels that lie together
 UNIT = 128
 RANK = 16
 
@@ -50,13 +51,19 @@ def unpack_bits(words: Tensor) -> Tensor:
     return bits.reshape(*words.shape[:-1], -1).bool()
 
 
+def settle(constant: Tensor) -> None:
+    """Wait until a kernel's constant is written: kernels read constants before they wait for the kernel before them."""
+    if constant.is_cuda:
+        torch.cuda.current_stream(constant.device).synchronize()
+
+
 def _pad(x: Tensor, rows: int, columns: int) -> Tensor:
     return torch.nn.functional.pad(x, (0, columns - x.shape[-1], 0, rows - x.shape[-2]))
 
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A ternary linear layer [n, k] on one device. Vectors are float32 and padded to a multiple of 64 channels."""
+    """A ternary linear layer [n, k] on one device. Vectors are float32 and padded to a multiple of 128."""
 
     planes: Tensor
     alpha: Tensor
@@ -97,16 +104,16 @@ def pack_weight(ternary: Tensor, alpha: Tensor, bias: Tensor | None = None, up: 
         raise BenchError("a packed layer needs weights -1, 0 and +1")
     if up is not None and tuple(up.shape) != (n, RANK):
         raise BenchError(f"the low-rank branch needs [{n}, {RANK}], not {list(up.shape)}")
-    rows, columns = _ceil(n, ROWS) * ROWS, _ceil(k, UNIT) * UNIT
+    rows, columns = _ceil(n, CHANNELS) * CHANNELS, _ceil(k, UNIT) * UNIT
     order = channel_order(rows).to(ternary.device)
     both = torch.stack([_pad(ternary == 1, rows, columns), _pad(ternary != -1, rows, columns)])[:, order]
-    words = pack_bits(both).reshape(2, rows // ROWS, ROWS, columns // UNIT, 4)
+    words = pack_bits(both).reshape(2, rows // CHANNELS, CHANNELS, columns // UNIT, 4)
 
     def vector(x: Tensor | None) -> Tensor:
         x = torch.zeros(n, device=ternary.device) if x is None else x
         return torch.nn.functional.pad(x.detach().float(), (0, rows - n)).contiguous()
 
-    return PackedWeight(
+    packed = PackedWeight(
         planes=words.permute(1, 3, 0, 2, 4).contiguous(),
         alpha=vector(alpha),
         weight_sum=vector(ternary.sum(-1, dtype=torch.float64).float()),
@@ -115,6 +122,8 @@ def pack_weight(ternary: Tensor, alpha: Tensor, bias: Tensor | None = None, up: 
         n=n,
         k=k,
     )
+    settle(packed.planes)
+    return packed
 
 
 def _pack_up(up: Tensor) -> Tensor:
@@ -170,15 +179,3 @@ def unpack_weight(packed: PackedWeight) -> Tensor:
     natural = torch.empty_like(p)
     natural[channel_order(len(p)).to(p.device)] = p + q - 1
     return natural[: packed.n, : packed.k]
-
-
-def pack_down(down: Tensor) -> Tensor:
-    """[16, k] -> int32 [k / 16, 32, 4]: mma fragments (m16 x k16) of the down-projection, bf16 pairs.
-
-    Lane (g, t) of a tile holds pairs (rank g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4). Raises BenchError when the
-    rank is not 16 or k is no multiple of 16.
-    """
-    if down.shape[0] != RANK or down.shape[1] % 16:
-        raise BenchError(f"the down-projection needs [{RANK}, a multiple of 16], not {list(down.shape)}")
-    pairs = down.detach().to(torch.bfloat16).contiguous().view(torch.int32)  # [16, k / 2]
-    return pairs.reshape(2, 8, -1, 2, 4).permute(2, 1, 4, 3, 0).reshape(-1, 32, 4).contiguous()

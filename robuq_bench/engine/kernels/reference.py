@@ -13,7 +13,7 @@ from robuq_bench.engine.kernels.packing import (
     unpack_bits,
     unpack_weight,
 )
-from robuq_bench.engine.kernels.rowwise import Rotation, sylvester
+from robuq_bench.engine.kernels.rotation import Rotation, sylvester
 from robuq_bench.quant import gaussian
 
 

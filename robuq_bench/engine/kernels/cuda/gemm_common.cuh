@@ -1,11 +1,11 @@
 // Shared by both bit-serial GEMMs: the arguments, the work split and the fused epilogue.
 //
-// Macros: UNITS = K / 128 (a unit is 128 channels: 16 bytes of one bit plane), BN = output channels of a tile,
-// BM = tokens of a tile, WORKERS = groups of 128 threads, CHUNK = units of a stage, STAGES = stages of a ring,
-// LOWRANK, OFFSET = 0 | 1, EPILOGUE = 0 none | 1 GELU(tanh) | 2 gate * y + residual.
+// Macros: UNITS = K / 128 (a unit is 128 channels: 16 bytes of one bit plane), BN = output channels of a block's tile,
+// BM = tokens of a tile, WORKERS = groups of 128 threads, LOWRANK, OFFSET = 0 | 1, EPILOGUE = 0 none | 1 GELU(tanh) |
+// 2 gate * y + residual; and those of each kernel.
 //
 // Packed operands (both in rows of 16 bytes, so that every copy is linear and free of bank conflicts):
-//   activations [M/64][bits][UNITS][64 tokens][16 B]      weights [N/64][UNITS][P, Q][64 channels][16 B]
+//   activations [M/64][bits][UNITS][64 tokens][16 B]      weights [N/128][UNITS][P, Q][128 channels][16 B]
 
 struct Gemm {
   const uint4* activations;
@@ -13,31 +13,41 @@ struct Gemm {
   const int* code_sum;            // [M] sum of the codes of a token
   const float* step;              // [M]
   const float* offset;            // [M] or null
-  const float* alpha;             // [N up to 64]
-  const float* weight_sum;        // [N up to 64] sum of the ternary weights of a channel
-  const float* bias;              // [N up to 64]
+  const float* alpha;             // [N up to 128]
+  const float* weight_sum;        // [N up to 128] sum of the ternary weights of a channel
+  const float* bias;              // [N up to 128]
   const unsigned* down;           // [M][8] pairs of bf16
-  const uint2* up;                // [N up to 64] * 4, in the order of mma fragments (see packing.py)
-  const unsigned short* gate;     // [ceil(M / gate_rows)][N] bf16
+  const uint2* up;                // [N up to 128] * 4, in the order of mma fragments (see packing.py)
+  const unsigned short* gate;     // [ceil(M / gate_rows)], rows gate_stride apart, bf16
   const unsigned short* residual; // [M][N] bf16
   unsigned short* out;            // [M][N] bf16
-  int m, n, bits, gate_rows;
+  int m, n, bits, gate_rows, gate_stride;
+  int aligned;                    // every row of gate, residual and out starts at a multiple of 16 bytes
   float shift;                    // level of code c is step * (c + shift)
 };
 
-struct Channels {                 // one tile's per-channel constants, in shared memory
-  float alpha[BN], shifted_sum[BN], weight_sum[OFFSET ? BN : 4], bias[BN];
+struct Channels {                 // one tile's per-channel constants, in shared memory; both sums times alpha
+  float alpha[BN], shifted_sum[BN], bias[BN], weight_sum[OFFSET ? BN : 4];
   uint2 up[LOWRANK ? BN * 4 : 1];
 };
 
 constexpr int PIECE = 64 * 16;    // bytes: 64 rows of one unit of one plane
 
+// Sums are made floats by their bits: MAGIC + x, seen as a float, is 1.5 * 2^23 + x. The code sum comes off with it.
+constexpr int MAGIC = 0x4B400000;
+
 __device__ __forceinline__ unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 
 // Hopper may launch a kernel while the one before it ends; nothing that one wrote is touched before this.
-__device__ __forceinline__ void follow_on() {
+__device__ __forceinline__ void wait_for_the_kernel_before() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void let_the_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
 
@@ -54,25 +64,36 @@ __device__ __forceinline__ unsigned bf16_pair(float low, float high) {
   return pair;
 }
 
-__device__ __forceinline__ float gelu(float x) {
+// gelu(2 v), tanh form. The halving is in the channels' constants (`SCALE`), which saves an instruction a value.
+constexpr float SCALE = EPILOGUE == 1 ? 0.5f : 1.f;
+
+__device__ __forceinline__ float gelu_of_twice(float v) {
   // tanh.approx is good to 2^-11; the result is rounded to bf16 (2^-9) anyway.
   float t;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(x * (0.7978845608f + 0.0356774081f * x * x)));
-  return 0.5f * x + 0.5f * x * t;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(v * (1.5957691216f + 0.2854192651f * v * v)));
+  return v * t + v;
+}
+
+__device__ __forceinline__ unsigned scaled(unsigned pair) {
+  return bf16_pair(SCALE * low_half(pair), SCALE * high_half(pair));
 }
 
 __device__ void load_channels(const Gemm& p, Channels& channels, int n0, int thread, int threads) {
-  const int padded = (p.n + 63) / 64 * 64;
+  const int padded = (p.n + 127) / 128 * 128;
   for (int i = thread; i < BN; i += threads) {
     const bool real = n0 + i < padded;
-    channels.alpha[i] = real ? p.alpha[n0 + i] : 0.f;
-    channels.shifted_sum[i] = real ? p.shift * p.weight_sum[n0 + i] : 0.f;
-    if (OFFSET) channels.weight_sum[i] = real ? p.weight_sum[n0 + i] : 0.f;
-    channels.bias[i] = real ? p.bias[n0 + i] : 0.f;
+    const float alpha = real ? SCALE * p.alpha[n0 + i] : 0.f, sum = real ? alpha * p.weight_sum[n0 + i] : 0.f;
+    channels.alpha[i] = alpha;
+    channels.shifted_sum[i] = p.shift * sum;
+    if (OFFSET) channels.weight_sum[i] = sum;
+    channels.bias[i] = real ? SCALE * p.bias[n0 + i] : 0.f;
   }
   if (LOWRANK)
-    for (int i = thread; i < BN * 4; i += threads)
-      channels.up[i] = n0 * 4 + i < padded * 4 ? p.up[n0 * 4 + i] : make_uint2(0, 0);
+    for (int i = thread; i < BN * 4; i += threads) {
+      uint2 up = n0 * 4 + i < padded * 4 ? p.up[n0 * 4 + i] : make_uint2(0, 0);
+      if (EPILOGUE == 1) up = make_uint2(scaled(up.x), scaled(up.y));
+      channels.up[i] = up;
+    }
 }
 
 // The two tokens (rows g and g + 8 of an m16 tile) whose sums a thread holds. WHOLE: the tile lies inside the output.
@@ -100,8 +121,8 @@ __device__ __forceinline__ Tokens load_tokens(const Gemm& p, int row0, int lane)
   return t;
 }
 
-__device__ __forceinline__ bool inside(const Gemm& p, int row0, int rows, int n0) {
-  return row0 + rows <= p.m && n0 + BN <= p.n && p.n % 8 == 0;
+__device__ __forceinline__ bool inside(const Gemm& p, int row0, int rows, int n0, int channels) {
+  return row0 + rows <= p.m && n0 + channels <= p.n && p.aligned;
 }
 
 // On its way before the tile is multiplied: the residual, one line of 128 bytes a thread.
@@ -111,25 +132,37 @@ __device__ __forceinline__ void fetch_residual(const Gemm& p, int row0, int n0, 
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p.residual + (long long)row * p.n + n));
 }
 
-// Finish 16 tokens x `GROUPS` times 32 channels held by one warp; the code sum has been taken off. Packed weights are
-// permuted inside each group of 32 channels so that a thread's sums acc[j][2 h + e] are channels 8 (lane % 4) + 2 j + e
-// of token h: eight neighbours, one 16-byte store, and no detour through shared memory. `col` counts channels inside
-// the tile that starts at n0.
+// The residual of 16 tokens x `GROUPS` times 32 channels, in registers before the sums are there.
+template <int GROUPS>
+struct Residual {
+  uint4 part[EPILOGUE == 2 ? GROUPS : 1][2];
+  __device__ __forceinline__ void load(const Gemm& p, int row0, int n0, int lane) {
+    if (EPILOGUE == 2)
+#pragma unroll
+      for (int group = 0; group < GROUPS; group++)
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+          part[group][h] = *(const uint4*)(p.residual + (long long)(row0 + (lane >> 2) + 8 * h) * p.n + n0 +
+                                           32 * group + 8 * (lane & 3));
+  }
+};
+
+// Finish 16 tokens x `GROUPS` times 32 channels held by one warp; acc counts from MAGIC, less the code sum. Packed
+// weights are permuted inside each group of 32 channels so that a thread's sums acc[j][2 h + e] are channels
+// 8 (lane % 4) + 2 j + e of token h: eight neighbours, one 16-byte store, and no detour through shared memory. `col`
+// counts channels inside the block's tile, which starts at n0. WHOLE: all of it lies inside the output.
 template <bool WHOLE, int GROUPS>
-__device__ __forceinline__ void finish(const Gemm& p, const Channels& ch, const Tokens& t, const int (*acc)[4],
-                                       int row0, int n0, int col, int lane) {
+__device__ __forceinline__ void finish(const Gemm& p, const Channels& ch, const Tokens& t, const Residual<GROUPS>& more,
+                                       const int (*acc)[4], int row0, int n0, int col, int lane) {
   const int c0 = col + 8 * (lane & 3), row = row0 + (lane >> 2);
   int n = n0 + c0;
   asm volatile("" : "+r"(n));  // or the compiler works out every column of the slow path ahead of the loop, and spills
   unsigned short* out[2];
-  const unsigned short *gate[2], *residual[2];
+  const unsigned short* gate[2];
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     out[h] = p.out + (long long)(row + 8 * h) * p.n + n;
-    if (EPILOGUE == 2) {
-      residual[h] = p.residual + (long long)(row + 8 * h) * p.n + n;
-      gate[h] = p.gate + (long long)((row + 8 * h) / p.gate_rows) * p.n + n;
-    }
+    if (EPILOGUE == 2) gate[h] = p.gate + (long long)((row + 8 * h) / p.gate_rows) * p.gate_stride + n;
   }
 #pragma unroll
   for (int group = 0; group < GROUPS; group++) {
@@ -142,9 +175,10 @@ __device__ __forceinline__ void finish(const Gemm& p, const Channels& ch, const 
         const int c = c0 + 32 * group + 2 * j + e;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-          float level_sum = t.step[h] * ((float)acc[4 * group + j][2 * h + e] + ch.shifted_sum[c]);
-          if (OFFSET) level_sum += t.offset[h] * ch.weight_sum[c];
-          y[j][2 * h + e] = ch.alpha[c] * level_sum + ch.bias[c];
+          const float dot = __int_as_float(acc[4 * group + j][2 * h + e]) - __int_as_float(MAGIC);
+          float v = t.step[h] * (ch.alpha[c] * dot + ch.shifted_sum[c]) + ch.bias[c];
+          if (OFFSET) v += t.offset[h] * ch.weight_sum[c];
+          y[j][2 * h + e] = v;
         }
       }
     if (LOWRANK)
@@ -158,16 +192,17 @@ __device__ __forceinline__ void finish(const Gemm& p, const Channels& ch, const 
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       if (WHOLE) {
-        uint4 g, r;
-        if (EPILOGUE == 2) g = *(const uint4*)(gate[h] + 32 * group), r = *(const uint4*)(residual[h] + 32 * group);
+        uint4 g;
+        if (EPILOGUE == 2) g = *(const uint4*)(gate[h] + 32 * group);
         unsigned pairs[4];
 #pragma unroll
         for (int j = 0; j < 4; j++) {
           float a = y[j][2 * h], b = y[j][2 * h + 1];
-          if (EPILOGUE == 1) a = gelu(a), b = gelu(b);
+          if (EPILOGUE == 1) a = gelu_of_twice(a), b = gelu_of_twice(b);
           if (EPILOGUE == 2) {
-            a = low_half((&g.x)[j]) * a + low_half((&r.x)[j]);
-            b = high_half((&g.x)[j]) * b + high_half((&r.x)[j]);
+            const unsigned r = (&more.part[group][h].x)[j];
+            a = low_half((&g.x)[j]) * a + low_half(r);
+            b = high_half((&g.x)[j]) * b + high_half(r);
           }
           pairs[j] = bf16_pair(a, b);
         }
@@ -178,8 +213,9 @@ __device__ __forceinline__ void finish(const Gemm& p, const Channels& ch, const 
           const int at = 32 * group + i;
           if (row + 8 * h >= p.m || n + at >= p.n) continue;
           float a = y[i / 2][2 * h + i % 2];
-          if (EPILOGUE == 1) a = gelu(a);
-          if (EPILOGUE == 2) a = low_half(gate[h][at]) * a + low_half(residual[h][at]);
+          if (EPILOGUE == 1) a = gelu_of_twice(a);
+          if (EPILOGUE == 2)
+            a = low_half(gate[h][at]) * a + low_half(p.residual[(long long)(row + 8 * h) * p.n + n + at]);
           out[h][at] = (unsigned short)bf16_pair(a, 0.f);
         }
       }
@@ -188,38 +224,26 @@ __device__ __forceinline__ void finish(const Gemm& p, const Channels& ch, const 
 }
 
 // A block works through a contiguous run of tiles, ordered so that neighbours share their weights; the weights of one
-// run of `tiles` token tiles stay in shared memory. Worker w takes tiles first + w, first + w + WORKERS, ...
+// run of `tiles` token tiles stay in shared memory. The tiles are dealt out in turn to the block's workers or teams.
 // Taking up new weights costs about as much as CHANGE tiles, and is counted as such when the work is shared out.
 constexpr int CHANGE = 2;
 
 struct Run {
-  int n_tile, first, tiles;
+  int column, first, tiles;
 };
 
 __device__ __forceinline__ bool next_run(const Gemm& p, int& at, Run& run) {
-  const int column = (p.m + BM - 1) / BM + CHANGE, n_tiles = (p.n + BN - 1) / BN;
-  const long long all = (long long)column * n_tiles;
+  const int length = (p.m + BM - 1) / BM + CHANGE, columns = (p.n + BN - 1) / BN;
+  const long long all = (long long)length * columns;
   const int end = (int)(all * (blockIdx.x + 1) / gridDim.x);
   if (at < 0) at = (int)(all * blockIdx.x / gridDim.x);
   while (at < end) {
-    run.n_tile = at / column;
-    const int from = max(at - run.n_tile * column, CHANGE), to = min(end - run.n_tile * column, column);
+    run.column = at / length;
+    const int from = max(at - run.column * length, CHANGE), to = min(end - run.column * length, length);
     run.first = from - CHANGE;
     run.tiles = to - from;
-    at = (run.n_tile + 1) * column;
+    at = (run.column + 1) * length;
     if (run.tiles > 0) return true;
   }
   return false;
 }
-
-// The order in which a worker reads its activations: tile, then plane from high to low, then chunk of K.
-struct Cursor {
-  int tile, plane, chunk;
-  __device__ __forceinline__ void advance(int bits) {
-    if (++chunk == UNITS / CHUNK) {
-      chunk = 0;
-      if (--plane < 0) plane = bits - 1, tile += WORKERS;
-    }
-  }
-};
-

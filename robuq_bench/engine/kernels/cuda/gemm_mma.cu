@@ -29,6 +29,17 @@ __device__ __forceinline__ void mma(int (&d)[4], unsigned a0, unsigned a1, unsig
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// The order in which a worker reads its activations: tile, then plane from high to low, then chunk of K.
+struct Cursor {
+  int tile, plane, chunk;
+  __device__ __forceinline__ void advance(int bits) {
+    if (++chunk == UNITS / CHUNK) {
+      chunk = 0;
+      if (--plane < 0) plane = bits - 1, tile += WORKERS;
+    }
+  }
+};
+
 // One stage: 64 tokens x WARP_N channels of one plane, CHUNK units. P and Q of a channel are laid side by side along K,
 // against the same activation bits twice: a unit is then one k256 instruction, and an odd number of units is no waste.
 __device__ __forceinline__ void multiply(int (&acc)[4][NT][4], unsigned a, unsigned w, int lane) {
@@ -77,17 +88,18 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
   const int lane = threadIdx.x & 31, worker = threadIdx.x >> 7, thread = threadIdx.x & 127;
   const int warp_m = (thread >> 5) & 1, warp_n = thread >> 6;
   const unsigned ring = shared_address(memory + WEIGHTS + worker * STAGES * STAGE);
-  const int m_pieces = (p.m + 63) / 64, n_pieces = (p.n + 63) / 64;
+  const int m_pieces = (p.m + 63) / 64, padded = (p.n + 127) / 128 * 128;
 
-  follow_on();
+  let_the_next_kernel_start();
+  wait_for_the_kernel_before();
   int at = -1;
   for (Run run; next_run(p, at, run);) {
-    const int n0 = run.n_tile * BN;
+    const int n0 = run.column * BN;
     __syncthreads();  // every worker has finished with the last run's weights
     for (int i = threadIdx.x; i < UNITS * 2 * BN; i += WORKERS * 128) {
       const int row = i % BN, part = i / BN;  // part counts (unit, P or Q)
-      const int piece = min(n0 / 64 + row / 64, n_pieces - 1);
-      copy16(shared_address(weights + i * 16), p.weights + ((long long)piece * UNITS * 2 + part) * 64 + row % 64);
+      const int n = min(n0 + row, padded - 1);
+      copy16(shared_address(weights + i * 16), p.weights + ((long long)(n / 128) * UNITS * 2 + part) * 128 + n % 128);
     }
     asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;" ::: "memory");
     load_channels(p, channels, n0, threadIdx.x, WORKERS * 128);
@@ -141,11 +153,13 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
           const int row0 = (run.first + tile) * BM + warp_m * 64 + i * 16;
           const Tokens tokens = load_tokens<WHOLE>(p, row0, lane);
 #pragma unroll
-          for (int j = 0; j < NT * 4; j++) acc[i][j / 4][j % 4] -= tokens.code_sum[j % 4 / 2];
-          finish<WHOLE, NT / 4>(p, channels, tokens, acc[i], row0, n0, col, lane);
+          for (int j = 0; j < NT * 4; j++) acc[i][j / 4][j % 4] += MAGIC - tokens.code_sum[j % 4 / 2];
+          Residual<NT / 4> residual;
+          if (WHOLE) residual.load(p, row0, n0 + col, lane);
+          finish<WHOLE, NT / 4>(p, channels, tokens, residual, acc[i], row0, n0, col, lane);
         }
       };
-      if (inside(p, (run.first + tile) * BM, BM, n0))
+      if (inside(p, (run.first + tile) * BM, BM, n0, BN))
         finish_all(Constant<true>{});
       else
         finish_all(Constant<false>{});

@@ -1,119 +1,122 @@
-// Bit-serial GEMM for Hopper: wgmma b1 straight from shared memory, bulk copies, one mbarrier a stage. BM = 64.
+// Bit-serial GEMM for Hopper: wgmma b1 straight from shared memory, bulk copies, mbarriers. BM = 64.
 //
-// The plan is gemm_mma.cu's: stationary weights, streamed activation planes, Horner. Each worker is one warpgroup.
+// The plan is gemm_mma.cu's: stationary weights, streamed activation planes, Horner. Each worker is one warpgroup with
+// 128 channels; SIDE of them stand side by side and share one stream of tokens (a team). The warps of one more
+// warpgroup feed the teams, through rings of STAGES stages of CHUNK units.
 // Without a swizzle, a wgmma operand is made of blocks of 8 rows x 16 bytes at two strides; giving activations a stride
 // of zero along K makes the unit read the same 128 bits twice, once against P and once against Q, without a copy.
 
-static_assert(BM == 64 && UNITS % CHUNK == 0, "tile");
-constexpr int STAGE = CHUNK * PIECE, WEIGHTS = UNITS * 2 * BN * 16, CHUNKS = UNITS / CHUNK;
+constexpr int WIDTH = 128, TEAMS = WORKERS / SIDE, CHUNKS = UNITS / CHUNK;
+constexpr int STAGE = CHUNK * PIECE, SLICE = CHUNK * 2 * WIDTH * 16, WEIGHTS = SIDE * CHUNKS * SLICE;
+static_assert(BM == 64 && BN == SIDE * WIDTH && UNITS % CHUNK == 0 && WORKERS % SIDE == 0, "tile");
 
-__device__ __forceinline__ unsigned long long descriptor(unsigned at, unsigned along_k) {
-  // Start, stride between the two 16-byte blocks along K, stride between groups of 8 rows: all in 16-byte steps.
-  return (unsigned long long)(at >> 4) | (unsigned long long)(along_k >> 4) << 16 | 8ull << 32;
-}
+// Registers a thread: the feeders keep FEW, the workers get MANY.
+constexpr int ALL = 512 / (WORKERS + 1) / 8 * 8 * (WORKERS + 1), FEW = 32, MANY = (ALL - FEW) / WORKERS / 8 * 8;
 
-__device__ __forceinline__ void bulk_copy(unsigned to, const void* from, int bytes, unsigned barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-               "l"(from), "r"(bytes), "r"(barrier) : "memory");
-}
+__device__ __forceinline__ void everyone() { asm volatile("bar.sync 0;" ::: "memory"); }
 
-__device__ __forceinline__ void expect(unsigned barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void wait(unsigned barrier, int parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@done bra over;\nbra again;\n"
-      "over:\n}" ::"r"(barrier), "r"(parity) : "memory");
-}
-
-// Between planes the accumulators are doubled. The code sum is taken off on the way to the last plane, where it costs
-// nothing: 2 acc - code_sum is one instruction.
-__device__ __forceinline__ void double_up(int (&acc)[BN / 8][4], const Tokens& t, int done_plane) {
-  const int less[2] = {done_plane == 1 ? t.code_sum[0] : 0, done_plane == 1 ? t.code_sum[1] : 0};
-#pragma unroll
-  for (int i = 0; i < BN / 2; i++) acc[i / 4][i % 4] = 2 * acc[i / 4][i % 4] - less[i % 4 / 2];
-}
-
-extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid_constant__ Gemm p) {
+extern "C" __global__ void __launch_bounds__(WORKERS * 128 + 128, 1) gemm(const __grid_constant__ Gemm p) {
   extern __shared__ __align__(128) unsigned char memory[];
-  __shared__ unsigned long long barriers[WORKERS * STAGES + CHUNKS];
-  Channels& channels = *(Channels*)(memory + WEIGHTS + WORKERS * STAGES * STAGE);
-  const int lane = threadIdx.x & 31, worker = threadIdx.x >> 7, thread = threadIdx.x & 127;
-  const unsigned weights = shared_address(memory), ring = weights + WEIGHTS + worker * STAGES * STAGE;
-  const unsigned filled = shared_address(barriers + worker * STAGES);
-  const unsigned weights_in = shared_address(barriers + WORKERS * STAGES);
-  const int n_pieces = (p.n + 63) / 64;
+  __shared__ unsigned long long barriers[2 * TEAMS * STAGES + CHUNKS];
+  const unsigned weights = shared_address(memory), rings = weights + WEIGHTS;
+  const unsigned filled = shared_address(barriers), empty = filled + TEAMS * STAGES * 8;
+  const unsigned weights_in = empty + TEAMS * STAGES * 8;
 
-  if (threadIdx.x < WORKERS * STAGES + CHUNKS)
-    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(barriers + threadIdx.x)) : "memory");
+  if (threadIdx.x < TEAMS * STAGES) {
+    start_barrier(filled + threadIdx.x * 8, 1);
+    start_barrier(empty + threadIdx.x * 8, 4 * SIDE);
+  }
+  if (threadIdx.x < CHUNKS) start_barrier(weights_in + threadIdx.x * 8, 1);
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  let_the_next_kernel_start();
 
-  follow_on();
+  if (threadIdx.x >= WORKERS * 128) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEW));
+    const int t = threadIdx.x / 32 - WORKERS * 4;  // one thread of a warp for each team
+    int at = -1, slot = 0, parity = 0;
+    bool opening = true;
+    for (Run run; next_run(p, at, run); opening = false) {
+      everyone();  // the barriers are ready, and every worker has finished with the last run's weights
+      if (t < TEAMS && threadIdx.x % 32 == 0) {
+        if (t == 0) {
+          const int sides = min(SIDE, (p.n - run.column * BN + WIDTH - 1) / WIDTH);
+          for (int chunk = 0; chunk < CHUNKS; chunk++) {
+            expect(weights_in + chunk * 8, sides * SLICE);
+            for (int s = 0; s < sides; s++)
+              bulk_copy(weights + (s * CHUNKS + chunk) * SLICE,
+                        (const char*)p.weights + ((long long)(run.column * SIDE + s) * CHUNKS + chunk) * SLICE, SLICE,
+                        weights_in + chunk * 8);
+          }
+        }
+        if (opening) wait_for_the_kernel_before();
+        for (int tile = t; tile < run.tiles; tile += TEAMS)
+          for (int plane = p.bits - 1; plane >= 0; plane--)
+            for (int chunk = 0; chunk < CHUNKS; chunk++) {
+              const int stage = t * STAGES + slot;
+              const long long from = (long long)(run.first + tile) * p.bits + plane;
+              wait(empty + stage * 8, parity ^ 1);
+              expect(filled + stage * 8, STAGE);
+              bulk_copy(rings + stage * STAGE, p.activations + (from * UNITS + chunk * CHUNK) * 64, STAGE,
+                        filled + stage * 8);
+              if (++slot == STAGES) slot = 0, parity ^= 1;
+            }
+      }
+      __syncwarp();
+    }
+    return;
+  }
+
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(MANY));
+  Channels& channels = *(Channels*)(memory + WEIGHTS + TEAMS * STAGES * STAGE);
+  const int lane = threadIdx.x & 31, worker = threadIdx.x >> 7, thread = threadIdx.x & 127;
+  const int team = worker / SIDE, side = worker % SIDE;
   int at = -1, runs = 0, slot = 0, parity = 0;
   for (Run run; next_run(p, at, run); runs++) {
-    const int n0 = run.n_tile * BN;
-    __syncthreads();  // the barriers are ready, and every worker has finished with the last run's weights
-    if (threadIdx.x < 32) {
-      for (int i = lane; i < CHUNKS; i += 32) expect(weights_in + i * 8, CHUNK * 2 * BN * 16);
-      __syncwarp();
-      for (int i = lane; i < UNITS * 2 * (BN / 64); i += 32) {
-        const int part = i / (BN / 64), piece = i % (BN / 64);
-        const long long from = (long long)min(n0 / 64 + piece, n_pieces - 1) * UNITS * 2 + part;
-        bulk_copy(weights + (part * BN + piece * 64) * 16, p.weights + from * 64, PIECE,
-                  weights_in + part / (2 * CHUNK) * 8);
-      }
-    }
-
-    Cursor ahead{worker, p.bits - 1, 0};
-    int fill = slot;
-    auto load = [&] {  // by one thread of the worker
-      if (ahead.tile < run.tiles) {
-        const long long from = (long long)(run.first + ahead.tile) * p.bits + ahead.plane;
-        expect(filled + fill * 8, STAGE);
-        bulk_copy(ring + fill * STAGE, p.activations + (from * UNITS + ahead.chunk * CHUNK) * 64, STAGE,
-                  filled + fill * 8);
-        fill = fill + 1 == STAGES ? 0 : fill + 1;
-        ahead.advance(p.bits);
-      }
-    };
-    if (thread == 0)
-#pragma unroll
-      for (int s = 0; s < STAGES; s++) load();
+    const int n0 = run.column * BN, width = n0 + side * WIDTH;
+    everyone();
     load_channels(p, channels, n0, threadIdx.x, WORKERS * 128);
-    __syncthreads();
-
-    for (int tile = worker; tile < run.tiles; tile += WORKERS) {
+    asm volatile("bar.sync 15, %0;" ::"n"(WORKERS * 128) : "memory");
+    if (!runs) wait_for_the_kernel_before();
+    for (int tile = team; tile < run.tiles; tile += TEAMS) {
       const int row0 = (run.first + tile) * BM + (thread >> 5) * 16;
-      const bool whole = inside(p, (run.first + tile) * BM, BM, n0);
+      const bool whole = inside(p, (run.first + tile) * BM, BM, width, WIDTH);
       const Tokens tokens = whole ? load_tokens<true>(p, row0, lane) : load_tokens<false>(p, row0, lane);
-      fetch_residual(p, row0, n0, lane);
-      int acc[BN / 8][4] = {};
+      fetch_residual(p, row0, width, lane);
+      Residual<WIDTH / 32> residual;
+      int acc[WIDTH / 8][4] = {};
       for (int plane = p.bits - 1; plane >= 0; plane--) {
+#pragma unroll 1
         for (int chunk = 0; chunk < CHUNKS; chunk++) {
+          const int stage = team * STAGES + slot;
           wait(weights_in + chunk * 8, runs & 1);
-          wait(filled + slot * 8, parity);
-          const unsigned long long a = descriptor(ring + slot * STAGE, 0);
-          const unsigned long long w = descriptor(weights + chunk * CHUNK * 2 * BN * 16, BN * 16);
+          wait(filled + stage * 8, parity);
+          const unsigned long long a = descriptor(rings + stage * STAGE, 0);
+          const unsigned long long w = descriptor(weights + (side * CHUNKS + chunk) * SLICE, WIDTH * 16);
           asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-          for (int u = 0; u < CHUNK; u++) wgmma(acc, a + u * (PIECE >> 4), w + u * (2 * BN));
-          asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
-          worker_barrier(worker);  // all four warps have read the stage
-          if (thread == 0) load();
+          for (int u = 0; u < CHUNK; u++) wgmma(acc, a + u * (PIECE >> 4), w + u * (2 * WIDTH));
+          asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+          if (plane == 0 && chunk == CHUNKS - 1 && whole) residual.load(p, row0, width, lane);
+          asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+          if (lane == 0) arrive(empty + stage * 8);
           if (++slot == STAGES) slot = 0, parity ^= 1;
         }
 #pragma unroll
-        for (int i = 0; i < BN / 2; i++) asm volatile("" : "+r"(acc[i / 4][i % 4]));  // nothing moves above the wait
-        if (plane) double_up(acc, tokens, plane);
+        for (int i = 0; i < WIDTH / 2; i++) asm volatile("" : "+r"(acc[i / 4][i % 4]));  // nothing moves above the wait
+        if (plane) {
+          const bool last = plane == 1;
+          const int more[2] = {last ? MAGIC - tokens.code_sum[0] : 0, last ? MAGIC - tokens.code_sum[1] : 0};
+#pragma unroll
+          for (int i = 0; i < WIDTH / 2; i++) acc[i / 4][i % 4] = 2 * acc[i / 4][i % 4] + more[i % 4 / 2];
+        }
       }
       if (p.bits == 1)  // there was no doubling
 #pragma unroll
-        for (int i = 0; i < BN / 2; i++) acc[i / 4][i % 4] -= tokens.code_sum[i % 4 / 2];
+        for (int i = 0; i < WIDTH / 2; i++) acc[i / 4][i % 4] += MAGIC - tokens.code_sum[i % 4 / 2];
       if (whole)
-        finish<true, BN / 32>(p, channels, tokens, acc, row0, n0, 0, lane);
+        finish<true, WIDTH / 32>(p, channels, tokens, residual, acc, row0, n0, side * WIDTH, lane);
       else
-        finish<false, BN / 32>(p, channels, tokens, acc, row0, n0, 0, lane);
+        finish<false, WIDTH / 32>(p, channels, tokens, residual, acc, row0, n0, side * WIDTH, lane);
     }
   }
 }

@@ -1,0 +1,33 @@
+"""Small kernels beside the main ones: work that nobody waits for yet goes to a second CUDA stream."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Beside:
+    """`with beside() as wait:` runs what follows on a second stream; `wait()` makes the current stream wait for it.
+
+    Works inside a graph capture. What is made there may be freed any time after `wait`: the second stream itself waits
+    for the first one before it starts anything again.
+    """
+
+    def __init__(self):
+        self._stream: torch.cuda.Stream | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[Callable[[], None]]:
+        self._stream, done = self._stream or torch.cuda.Stream(), torch.cuda.Event()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            yield lambda: torch.cuda.current_stream().wait_event(done)
+            done.record()
+
+
+class InOrder:
+    """The same on a CPU, where nothing runs beside anything."""
+
+    @contextmanager
+    def __call__(self) -> Iterator[Callable[[], None]]:
+        yield lambda: None
