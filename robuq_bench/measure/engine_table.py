@@ -21,6 +21,7 @@ from robuq_bench.errors import BenchError, unknown
 from robuq_bench.files import read_json, write_json
 from robuq_bench.measure import engine_waves as waves
 from robuq_bench.measure.engine_methods import METHODS, SIZES, parameters
+from robuq_bench.measure.engine_plan import ORDER
 from robuq_bench.measure.engine_records import Forward, ForwardTable
 from robuq_bench.measure.engine_timing import hardware
 from robuq_bench.measure.engine_worker import Plan, Task
@@ -31,29 +32,6 @@ KEPT = ("ok", "disagrees", "out of memory", "not available")  # what running aga
 SIDE_BY_SIDE = 18  # processes that get ready at once
 READY_SECONDS = 120.0
 PROTOCOL = "events around passes made one after the other, inputs rotating over 4 sets, in a process of its own"
-SMALL = ("L/2", "B/2", "S/2")
-ORDER: tuple[tuple[str, str, tuple[int, ...]], ...] = (
-    ("XL/2", "W1.58A2", (2, 64)),
-    ("XL/2", "bf16 compiled", (2, 64)),
-    ("XL/2", "fp32 eager", (2, 64)),
-    ("XL/2", "W1.58A2", (16, 1)),
-    ("XL/2", "bf16 compiled", (16, 1)),
-    ("XL/2", "tf32 eager", (2, 64)),
-    ("XL/2", "bf16 eager", (2, 64)),
-    ("XL/2", "W1.58A2 mixed", (64, 2)),
-    ("XL/2", "fp16 compiled", (64, 2)),
-    ("XL/2", "fp8 compiled", (64, 2)),
-    ("XL/2", "int8 compiled", (64, 2)),
-    ("XL/2", "W1.58A1", (64, 2)),
-    ("XL/2", "W1.58A3", (64, 2)),
-    ("XL/2", "W1.58A4", (64, 2)),
-    *((size, method, (2, 64)) for size in SMALL for method in ("W1.58A2", "bf16 compiled")),
-    ("XL/2", "W1.58A2", (256,)),
-    ("XL/2", "bf16 compiled", (256,)),
-    ("XL/2", "fp32 eager", (16, 1)),
-    ("XL/2", "bf16 eager", (16, 1)),
-    *((size, "fp32 eager", (2, 64)) for size in SMALL),
-)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from robuq_bench.config.preset import load_preset, preset_arguments
 from robuq_bench.files import write_json
 from robuq_bench.metrics.extractors import label
 from robuq_bench.report.comparison import LEVEL, METRIC, Comparison, compare_pairs, explanation, p_text
-from robuq_bench.report.inputs import read_results
+from robuq_bench.report.inputs import drawn_by, read_results
 from robuq_bench.report.rows import Row
 
 EXAMPLE = "robuq-bench ablate --preset quick --name rotation --results results/quick --out rotation.json"
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
             "error": "FD_half_width",
             "log": False,
         },
-        "label": "simulated",
+        "label": drawn_by(results.sampling),
         "provenance": provenance.collect(),
     }
     write_json(args.out, record)

@@ -6,6 +6,7 @@ from itertools import groupby
 
 from markupsafe import Markup
 
+from robuq_bench.measure.engine_plan import ORDER
 from robuq_bench.measure.engine_records import Forward, ForwardTable, Hardware, KernelRow, Kernels
 from robuq_bench.report import engine_plots as plots
 from robuq_bench.report import facts
@@ -184,4 +185,8 @@ def missing(kernels: Kernels, table: ForwardTable) -> list[tuple[str, str]]:
         if not row.times
     ]
     rows += [(item.what, item.reason) for item in kernels.missing]
+    have = {row.key for row in table.rows}
+    for model, method, batches in ORDER:
+        if left := [str(batch) for batch in batches if (model, method, batch) not in have]:
+            rows.append((f"{method}, {model}, batch {' and '.join(left)}", "not asked for in this run"))
     return rows + [(f"rate of {rate.instruction}", rate.reason) for rate in kernels.rates.rates if rate.reason]

@@ -46,9 +46,14 @@ def read_results(folder: Path, preset: Preset, rows: Iterable[str]) -> Results:
             runs.append(_run(place, variant, seed, metrics))
             settings[place / METRICS] = _settings(metrics)
             sampling = sampling or metrics.protocol
-        found.append(make_row(variant, runs))
+        found.append(make_row(variant, runs, drawn_by(sampling)))
     check_alike(settings)
     return Results(compare(found), floor, sampling)
+
+
+def drawn_by(sampling: dict[str, Any]) -> str:
+    """Which model drew the images: "simulated" or "deployed"."""
+    return sampling.get("denoiser", "simulated")
 
 
 def seeds(preset: Preset, variant: Variant) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ LABELS = {
     "simulated": "fake quantisation in floating point",
     "float32": "nothing quantised",
     "packed": "bytes of the stored file",
-    "kernel": "ran on low-bit kernels",
+    "deployed": "by the deployed model: low-bit kernels on a GPU, exact integers on a CPU",
 }
 
 

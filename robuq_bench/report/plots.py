@@ -55,7 +55,7 @@ def loss_curves(name: str, title: str, curves: Sequence[Curve]) -> str:
 
 def quality_and_bits(rows: Sequence[Row], floor: float, metric: str) -> str:
     """FD against activation bits. Colour: method; marker: weight bits; a diverged row is a cross at the top."""
-    title = f"{metric} by activation bits (simulated)"
+    title = f"{metric} by activation bits ({_how(rows)})"
     quantised = [row for row in rows if row.quantised]
     widths = sorted({row.variant.activation_bits for row in quantised})
     paint, place = colours(rows), _places(quantised, widths)
@@ -78,7 +78,7 @@ def quality_and_bits(rows: Sequence[Row], floor: float, metric: str) -> str:
 
 def quality_and_size(rows: Sequence[Row], floor: float, metric: str) -> str:
     """FD against the size of the packed file. Colour: method; marker: weight bits."""
-    title = f"{metric} (simulated) by size (packed)"
+    title = f"{metric} ({_how(rows)}) by size (packed)"
     good, paint = [row for row in rows if row.figures], colours(rows)
     with plt.style.context(STYLE):
         figure, axes = plt.subplots()
@@ -97,6 +97,11 @@ def quality_and_size(rows: Sequence[Row], floor: float, metric: str) -> str:
         log_if_wide(axes, "y", [floor, *(row.figures["FD"].mean for row in good)])
         axes.set(xlabel="packed file, kB", ylabel=f"{metric} (lower is better)", title=title)
         return svg(figure, "size", title, _keys(good, paint))
+
+
+def _how(rows: Sequence[Row]) -> str:
+    """Label of the scores: all rows of a table share it."""
+    return next((row.figures["FD"].label for row in rows if row.figures), "simulated")
 
 
 def _lines(rows: Sequence[Row]) -> list[list[Row]]:

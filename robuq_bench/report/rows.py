@@ -97,10 +97,13 @@ class Row(Model):
         return tuple(number for number in self.variant.method.paper if number.variant == self.variant.name)
 
 
-def make_row(variant: Variant, runs: Sequence[Run]) -> Row:
-    """Aggregate the runs of one row. Rank and compression need the other rows: see `compare`."""
+def make_row(variant: Variant, runs: Sequence[Run], how: str = "simulated") -> Row:
+    """Aggregate the runs of one row. Rank and compression need the other rows: see `compare`.
+
+    how: label of the scores, "simulated" or "deployed": which model drew the images.
+    """
     reason = _reason(runs)
-    figures = {} if reason else _figures(runs)
+    figures = {} if reason else _figures(runs, how)
     return Row(
         variant=variant,
         status="diverged" if reason else "ok",
@@ -128,8 +131,9 @@ def _reason(runs: Sequence[Run]) -> str:
     return f"{len(bad)} of {len(runs)} seeds: seed {bad[0].seed}: {bad[0].reason or 'no reason was recorded'}"
 
 
-def _figures(runs: Sequence[Run]) -> dict[str, Figure]:
-    found = {name: _figure([_quality(run, name) for run in runs], "simulated") for name in QUALITY}
+def _figures(runs: Sequence[Run], how: str) -> dict[str, Figure]:
+    found = {name: _figure([_quality(run, name) for run in runs], how) for name in QUALITY}
+    found["held_out_loss"] = _figure([run.held_out_loss for run in runs], "simulated")
     found["size"] = _figure([run.size for run in runs], "packed")
     if all(run.latency for run in runs):
         found["latency"] = _figure([run.latency.median_ms for run in runs], runs[0].latency.label)

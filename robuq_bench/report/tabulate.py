@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from robuq_bench import __version__
 from robuq_bench.metrics.extractors import label
 from robuq_bench.report.comparison import compare_pairs, rivals
-from robuq_bench.report.inputs import Results
+from robuq_bench.report.inputs import Results, drawn_by
 from robuq_bench.report.notes import notes
 from robuq_bench.report.records import DASH, Scores
 from robuq_bench.report.rows import QUALITY, Row
@@ -38,16 +38,16 @@ def make_table(preset: str, title: str, results: Results) -> Table:
 
 
 def _columns(results: Results) -> tuple[Column, ...]:
-    extractor, rows = results.floor.scores.extractor, results.rows
+    extractor, rows, how = results.floor.scores.extractor, results.rows, drawn_by(results.sampling)
     sizes = [row.figures["size"].mean for row in rows if row.figures]
     unit, scale = ("MB", 1e-6) if max(sizes, default=0) >= MEGABYTES else ("kB", 1e-3)
     plan = [
-        ("FD", label("FD", extractor), "simulated", "lower", 1),
-        ("sFD", label("sFD", extractor), "simulated", "lower", 1),
-        ("IS", label("IS", extractor), "simulated", "higher", 1),
-        ("KID", f"{label('KID', extractor)} ×1000", "simulated", "lower", 1000),
-        ("precision", label("precision", extractor), "simulated", "higher", 1),
-        ("recall", label("recall", extractor), "simulated", "higher", 1),
+        ("FD", label("FD", extractor), how, "lower", 1),
+        ("sFD", label("sFD", extractor), how, "lower", 1),
+        ("IS", label("IS", extractor), how, "higher", 1),
+        ("KID", f"{label('KID', extractor)} ×1000", how, "lower", 1000),
+        ("precision", label("precision", extractor), how, "higher", 1),
+        ("recall", label("recall", extractor), how, "higher", 1),
         ("held_out_loss", "held-out loss", "simulated", "lower", 1),
         ("size", f"size, {unit}", "packed", "", scale),
         ("compression", "× smaller", "packed", "", 1),
