@@ -72,7 +72,7 @@ class Allocation(Model):
         (1, 2, 3, 4), min_length=2, description="widths to choose from; on the command line joined by +: 2+3+4"
     )
     latency_table: str | None = Field(
-        None, description="cost latency: JSON of `engine-kernels`; null: this machine's in results/engine, else the committed one"
+        None, description="cost latency: JSON of `engine-kernels`; null: this machine's, else the committed one"
     )
 
     @field_validator("candidates", mode="before")
