@@ -50,7 +50,7 @@ class ReferenceLinear:
         hidden = x if modulation is None else modulate(x, modulation, epsilon)
         hidden = rotate(hidden if self.signs is None else hidden * self.signs, self.block)
         scale = self.quantiser.scale(hidden)
-        dot = integer_product(self.quantiser.encode(hidden, scale), self.codes)
+        dot = exact_product(self.quantiser.encode(hidden, scale), self.codes)
         y = scale.step * (dot + self.quantiser.grid.shift * self.sums)
         if scale.offset is not None:
             y = y + scale.offset * self.sums
@@ -98,7 +98,7 @@ class KernelLinear:
         return gemm(tokens, self.weight, epilogue=epilogue, gate=gate, residual=residual)
 
 
-def integer_product(codes: Tensor, ternary: Tensor) -> Tensor:
+def exact_product(codes: Tensor, ternary: Tensor) -> Tensor:
     """sum_k codes[m, k] ternary[n, k] of int8 tensors, float32 [m, n] holding the exact integers.
 
     Any order of summation in float32 is exact, because no partial sum can reach 2^24; so BLAS may do it.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from robuq_bench.engine import layers as layers_module
 from robuq_bench.engine import packed
 from robuq_bench.engine.denoiser import deploy
-from robuq_bench.engine.layers import ReferenceLinear, integer_product
+from robuq_bench.engine.layers import ReferenceLinear, exact_product
 from robuq_bench.engine.packed import read
 from robuq_bench.quant.convert import quant_linears
 
@@ -99,12 +99,12 @@ def test_the_integer_product_is_exact(m, n, k, bits, extreme, seed):
     if extreme:
         codes.fill_(-(2 ** (bits - 1)))
         ternary.fill_(-1)
-    assert torch.equal(integer_product(codes, ternary).long(), codes.long() @ ternary.long().T)
+    assert torch.equal(exact_product(codes, ternary).long(), codes.long() @ ternary.long().T)
 
 
 def test_sums_that_float32_cannot_hold_are_refused(refused):
     wide = torch.zeros(1, (1 << 17) + 1, dtype=torch.int8)
-    refused(lambda: integer_product(wide, wide), "too many for exact sums")
+    refused(lambda: exact_product(wide, wide), "too many for exact sums")
 
 
 def test_the_product_is_one_of_integers(latent_file, latents, monkeypatch):
@@ -113,9 +113,9 @@ def test_the_product_is_one_of_integers(latent_file, latents, monkeypatch):
 
     def watch(codes, ternary):
         seen.append((codes.dtype, ternary.dtype, set(ternary.unique().tolist()) <= {-1, 0, 1}))
-        return integer_product(codes, ternary)
+        return exact_product(codes, ternary)
 
-    monkeypatch.setattr(layers_module, "integer_product", watch)
+    monkeypatch.setattr(layers_module, "exact_product", watch)
     deploy(latent_file("robuq/W1.58A2"), "cpu")(*latents)
     assert seen == [(torch.int8, torch.int8, True)] * 10
 

@@ -110,10 +110,10 @@ def test_kid_is_printed_times_a_thousand_and_never_as_minus_zero(lab):
     assert kid == ["1.000", "12.300", "0.000", "1.000"]
 
 
-def test_a_kernel_latency_is_told_from_a_simulated_one(lab):
-    lab.change("beta/W1.58A2/seed0/measure.json", latency__label="kernel", latency__median_ms=3.0)
+def test_a_deployed_latency_is_told_from_a_simulated_one(lab):
+    lab.change("beta/W1.58A2/seed0/measure.json", latency__label="deployed", latency__median_ms=3.0)
     assert lab.table() == 0
-    assert "3.00 (kernel)" in lab.text(".md")
+    assert "3.00 (deployed)" in lab.text(".md")
     assert "12.50 (simulated)" in lab.text(".md")
 
 
