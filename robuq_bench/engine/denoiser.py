@@ -111,7 +111,7 @@ def _config(stored: packed.Stored) -> FrozenDict:
         num_attention_heads=model.heads,
         attention_head_dim=model.width // model.heads,
         in_channels=shape.channels,
-        out_channels=shape.channels,
+        out_channels=shape.outputs,
         num_layers=model.depth,
         sample_size=shape.size,
         patch_size=model.patch,

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robuq_bench.engine.adaln import KernelModulations, ReferenceModulations
+from robuq_bench.engine.kernels.attention import attention, faster
 from robuq_bench.engine.layers import KernelLinear, ReferenceLinear
 from robuq_bench.engine.layout import EMBEDDER, TIME_CHANNELS
 from robuq_bench.engine.packed import Stored
@@ -22,7 +23,8 @@ LAST_PERIOD = 10000
 
 GPU_NOTES = (
     "activations between linears, patch embedding, final modulation and linear in bfloat16",
-    "low-rank branch in bfloat16 with float32 sums",
+    "modulated tokens in float16, sums inside the rotation to 11 bits",
+    "low-rank branch in bfloat16 or float16 with float32 sums",
 )
 BF16_ATTENTION = ("attention in bfloat16, not 8 bits",)
 
@@ -48,7 +50,7 @@ class Forward:
         self.modulations = modulations([layers[f"blocks.{i}.adaln"] for i in range(model.depth)], method, device)
         eight_bits = method.attention_bits == 8
         operands = EightBitAttention() if eight_bits and not gpu else F.scaled_dot_product_attention
-        self.attend = partial(_attend, operands, heads=model.heads)
+        self.attend = partial(_attend_on_gpu if gpu else _attend, operands, heads=model.heads)
         self.notes = (GPU_NOTES + BF16_ATTENTION * eight_bits) if gpu else ()
         self.beside = Beside() if gpu else InOrder()
         self._outer(stored.rest, device)
@@ -66,6 +68,7 @@ class Forward:
         self.frequencies = torch.exp(-log(LAST_PERIOD) * torch.arange(half) / (half - 1)).to(device)
         self.time = [linear(f"{EMBEDDER}.timestep_embedder.linear_{i}") for i in (1, 2)]
         labels = take(f"{EMBEDDER}.class_embedder.embedding_table.weight")
+        labels = labels + self.time[1][1]  # the bias of the second linear, so that nobody need add it each time
         self.labels = F.pad(labels, (0, 0, 0, 1), value=torch.nan)  # where labels out of range end up
         weight, bias = linear("pos_embed.proj")
         positions = get_2d_sincos_pos_embed(len(bias), self.side, base_size=self.side, output_type="pt")
@@ -75,9 +78,9 @@ class Forward:
         self.last = linear("proj_out_2")
 
     def __call__(self, x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
+        conditioning = F.silu(self._condition(time, labels))
         with self.beside() as tokens_made:
             hidden = self._tokens(x)
-        conditioning = F.silu(self._condition(time, labels))
         modulations = self.modulations(conditioning)
         with self.beside() as last_made:
             last = self._last_linear(conditioning)
@@ -88,11 +91,17 @@ class Forward:
         return self._images(hidden, *last)
 
     def _condition(self, time: Tensor, labels: Tensor) -> Tensor:
-        angle = time[:, None] * self.frequencies
-        first, second = self.time
-        waves = torch.cat([angle.cos(), angle.sin()], -1).to(self.labels.dtype)
-        embedded = F.silu(F.linear(waves, *first))
-        return F.linear(embedded, *second) + self.labels[labels.clamp(-1, len(self.labels) - 1)]
+        """[B, width]."""
+        with self.beside() as embedded:
+            embedding = self.labels[labels.clamp(-1, len(self.labels) - 1)]
+        angle, half = time[:, None] * self.frequencies, len(self.frequencies)
+        waves = self.labels.new_empty(len(time), 2 * half)
+        torch.cos(angle, out=waves[:, :half])
+        torch.sin(angle, out=waves[:, half:])
+        first, (second, _) = self.time  # the second one's bias is in the embedding
+        hidden = F.silu(F.linear(waves, *first))
+        embedded()
+        return torch.addmm(embedding, hidden, second.T)
 
     def _tokens(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B T, width]."""
@@ -125,9 +134,13 @@ class Forward:
         """[B T, width] -> [B, C, H, W]: LayerNorm, then the modulated last linear."""
         batch, side, patch = len(bias), self.side, self.patch
         normal = F.layer_norm(hidden, hidden.shape[-1:], eps=EPSILON_OUT).view(batch, side * side, -1)
-        out = torch.bmm(normal, weight) + bias[:, None]
-        pixels = out.view(batch, side, side, patch, patch, -1).permute(0, 5, 1, 3, 2, 4)
-        return pixels.reshape(batch, -1, side * patch, side * patch)
+        out, bias = (
+            part.view(batch, size, size, patch, patch, -1).permute(0, 5, 1, 3, 2, 4)
+            for part, size in ((torch.bmm(normal, weight), side), (bias, 1))
+        )
+        pixels = bias.new_empty(out.shape)
+        torch.add(out, bias, out=pixels)  # which also puts them in order
+        return pixels.view(batch, -1, side * patch, side * patch)
 
 
 def _attend(operands: Callable[..., Tensor], qkv: Tensor, images: int, heads: int) -> Tensor:
@@ -135,3 +148,11 @@ def _attend(operands: Callable[..., Tensor], qkv: Tensor, images: int, heads: in
     tokens, width = len(qkv) // images, qkv.shape[1] // 3
     query, key, value = qkv.view(images, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
     return operands(query, key, value).transpose(1, 2).reshape(images * tokens, width)
+
+
+def _attend_on_gpu(operands: Callable[..., Tensor], qkv: Tensor, images: int, heads: int) -> Tensor:
+    """The same by the engine's kernel, for as few images as that one is faster with."""
+    tokens, dim = len(qkv) // images, qkv.shape[1] // 3 // heads
+    if faster(images, tokens, heads, dim, qkv.device):
+        return attention(qkv, images, heads)
+    return _attend(operands, qkv, images, heads)

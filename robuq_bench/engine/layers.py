@@ -19,6 +19,8 @@ from robuq_bench.quant.hadamard import block_width, rotate
 from robuq_bench.quant.quantiser import Quantiser
 
 Modulation = tuple[Tensor, Tensor]
+MODULATED = ("qkv", "fc1")
+"""Kinds of layers whose tokens are modulated on the way in."""
 EXACT = 1 << 24
 """float32 holds every integer up to here, so sums of integers below it are exact in any order."""
 
@@ -71,7 +73,8 @@ class KernelLinear:
         self.bits, self.levels, self.center = layer.bits, method.activation.format, method.activation.centre
         self.rotation = layer_rotation(layer, method, device)
         down, up = padded_branch(layer, device)
-        self.down = None if down is None else pack_down(down, self.rotation)
+        modulated = layer.name.rsplit(".", 1)[-1] in MODULATED
+        self.down = None if down is None else pack_down(down, self.rotation, "modulate" if modulated else "none")
         self.weight = pack_weight(layer.codes().to(device), channel_scale(layer).to(device), layer.bias.to(device), up)
 
     def __call__(

@@ -77,7 +77,7 @@ def _outer(card: Card) -> dict[str, tuple[int, ...]]:
         f"{EMBEDDER}.timestep_embedder.linear_2": (width, width),
         "pos_embed.proj": (width, channels, patch, patch),
         "proj_out_1": (2 * width, width),
-        "proj_out_2": (patch * patch * channels, width),
+        "proj_out_2": (patch * patch * card.shape.outputs, width),
     }
     shapes = {f"{EMBEDDER}.class_embedder.embedding_table.weight": (card.shape.classes + 1, width)}
     for path, shape in linears.items():
@@ -101,8 +101,8 @@ def _quantised(card: Card, name: str, shape: tuple[int, int]) -> dict[str, Field
         fields[SIGNS] = Field(torch.uint8, (-(-inputs // 8),))
     if method.smoothing:
         fields[".smooth"] = Field(half, (inputs,))
-    if method.low_rank:
-        rank = method.low_rank.rank
+    if branch := method.low_rank and method.low_rank.at(layer_type(name)):
+        rank = branch.rank
         fields |= {".up": Field(half, (outputs, rank)), ".down": Field(half, (rank, inputs))}
     if method.activation and method.activation.scale == "learned" and card.bits[name] != 32:
         buckets = (method.activation.buckets,)
@@ -131,8 +131,8 @@ def _check_card(card: Card, tensors: int, where: object) -> None:
         raise BenchError(f"{where}: damaged packed file: size {card.shape.size} is no multiple of patch {model.patch}")
     if (card.shape.size // model.patch) ** 2 > MOST_TOKENS:
         raise BenchError(f"{where}: images of size {card.shape.size} have more than {MOST_TOKENS} tokens")
-    if method.low_rank and method.low_rank.rank >= model.width:
-        raise BenchError(f"{where}: damaged packed file: rank {method.low_rank.rank} in a width of {model.width}")
+    if method.low_rank and method.low_rank.largest >= model.width:
+        raise BenchError(f"{where}: damaged packed file: rank {method.low_rank.largest} in a width of {model.width}")
     if card.bits.keys() != layer_shapes(card).keys() or not set(card.bits.values()) <= set(ACTIVATION_BITS):
         raise BenchError(f"{where}: damaged packed file: its bits per layer do not fit its {model.depth} blocks")
     if method.weight and (card.variant.weight_bits not in WEIGHT_BITS or card.variant.weight_bits == 32):

@@ -32,7 +32,7 @@ def _reasons(card: Card) -> Iterator[str]:
         yield f"has weights of format '{weight.format}'; the engine multiplies ternary ones"
     if weight.granularity == "group" or weight.centre:
         yield "has weight scales by group or with an offset; the engine takes one scale per channel or tensor"
-    own_step = activation.step == "own" or activation.format == "midrise"
+    own_step = (activation.step == "own" or activation.format == "midrise") and activation.stretch == 1
     if activation.format not in ("midrise", "midtread") or activation.scale != "mean_abs" or not own_step:
         yield (
             f"quantises activations as '{activation.format}' with scale '{activation.scale}' and step "
@@ -51,8 +51,8 @@ def _reasons(card: Card) -> Iterator[str]:
         return
     if method.smoothing:
         yield "smooths its inputs, which the engine does not"
-    if method.low_rank and method.low_rank.rank > RANK:
-        yield f"has a low-rank branch of rank {method.low_rank.rank}; the engine goes up to {RANK}"
+    if method.low_rank and method.low_rank.largest > RANK:
+        yield f"has a low-rank branch of rank {method.low_rank.largest}; the engine goes up to {RANK}"
     for width in sorted({inputs for _, inputs in layer_shapes(card).values()}):
         try:
             kernel_rotation(width, rotation.kind)

@@ -45,7 +45,7 @@ def test_what_was_measured_goes_before_the_rule(gpu):
 
 
 def test_measurements_come_back_from_disk_and_are_added_to(gpu):
-    tiles = (MmaTile(128, 2, 9, 3), SingleTile(128, 2, 2), StreamTile(3, 3, 9, 4))
+    tiles = (MmaTile(128, 2, 9, 3), SingleTile(128, 2, 2), StreamTile(3, 1, 9, 3, turns=True))
     made = [Choice(Shape(64 << i, 128, 256, 1), tile, {str(tile): 1.0}, 0.5) for i, tile in enumerate(tiles)]
     choice.keep(DEVICE, made[:2])
     choice.keep(DEVICE, made[2:])
@@ -75,3 +75,9 @@ def test_candidates_differ_and_fit(arch, bits, k):
     assert tiles and len(set(tiles)) == len(tiles)
     assert all(tile.shared_bytes(k // 128, bits) < HOPPER[2] for tile in tiles)
     assert arch == "sm_90a" or {type(tile) for tile in tiles} == {MmaTile}
+
+
+@pytest.mark.parametrize(("bits", "k", "turns"), [(2, 1152, True), (4, 1152, False), (2, 4608, False)])
+def test_streams_of_a_large_output_take_turns_where_that_was_faster(bits, k, turns):
+    tile = choice.default_tile(HOPPER[0], 16384, 4608, k, bits, *HOPPER[1:])
+    assert isinstance(tile, StreamTile) and tile.turns == turns

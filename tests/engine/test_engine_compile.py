@@ -1,5 +1,7 @@
 """What can be checked of the kernels without a GPU: they compile, they fit, and a machine without one is told so."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from robuq_bench.engine.kernels import (
     rotate_quantize,
 )
 from robuq_bench.engine.kernels.bitserial import source_and_macros
-from robuq_bench.engine.kernels.rowwise import plan
+from robuq_bench.engine.kernels.rowwise import plan, team_plan
 from robuq_bench.engine.kernels.rowwise import source_and_macros as rowwise_source
 from robuq_bench.engine.kernels.tiles import MmaTile, SingleTile, StreamTile
 from robuq_bench.errors import BenchError
@@ -40,6 +42,7 @@ def compiler(tmp_path, monkeypatch):
         ("sm_80", MmaTile(128, 2, 9, 3)),
         ("sm_90a", StreamTile(3, 3, 9, 4)),
         ("sm_90a", StreamTile(3, 1, 9, 2)),
+        ("sm_90a", StreamTile(3, 1, 9, 3, turns=True)),
         ("sm_90a", SingleTile(128, 2, 1)),
         ("sm_90a", SingleTile(64, 1, 3)),
     ],
@@ -66,19 +69,39 @@ def test_adaln_compiles(compiler, arch, rows, columns, rank, center):
     ],
 )
 def test_rowwise_compiles(compiler, arch, shared, size, pre, center, levels):
-    chosen = plan(*size, pre, shared)
-    source, macros = rowwise_source(size, 2, pre, True, center, levels, False, chosen)
+    source, macros = rowwise_source(plan(*size, shared), 2, pre, True, center, levels, 1)
     assert jit.compile_cubin(source, arch, macros).startswith(b"\x7fELF")
 
 
-@pytest.mark.parametrize("pre", ["none", "modulate", "gelu"])
+@pytest.mark.parametrize("m", [512, 16384])
+@pytest.mark.parametrize(
+    ("columns", "pre", "center", "levels"),
+    [(32, "modulate", True, "midrise"), (128, "gelu", False, "midtread"), (128, "none", False, "midrise")],
+)
+def test_rowwise_compiles_for_hopper(compiler, m, columns, pre, center, levels):
+    chosen = team_plan(36, columns, pre, m, 256, 132)
+    source, macros = rowwise_source(chosen, 4, pre, True, center, levels, 1)
+    assert jit.compile_cubin(source, "sm_90a", macros).startswith(b"\x7fELF")
+
+
 @pytest.mark.parametrize("size", SIZES)
-def test_every_width_finds_a_plan_that_fits(size, pre):
+def test_every_width_finds_a_plan_that_fits(size):
     rows, columns = size
     for shared in SHARED.values():
-        chosen = plan(*size, pre, shared)
-        assert chosen.blocks * chosen.shared < shared and 64 % chosen.tokens == 0
+        chosen = plan(*size, shared)
+        assert chosen.blocks * chosen.shared(4, "none") < shared and 64 % chosen.tokens == 0
         assert chosen.warps * 16 >= 4 * rows and chosen.warps <= 32 and 64 <= columns * chosen.layers <= 128
+
+
+@pytest.mark.parametrize("m", [1, 512, 16384])
+def test_hopper_plans_fit_and_no_others_exist(m):
+    for (rows, columns), pre in itertools.product(SIZES, ("none", "modulate")):
+        chosen = team_plan(rows, columns, pre, m, 64, 132)
+        assert (chosen is not None) == (rows == 36 and (pre == "none" or columns == 32))
+        if chosen:
+            static = 2 * chosen.warps * chosen.tokens * 64 + 2048  # the down-projection's sums, and the others
+            assert chosen.blocks * (chosen.shared(4, pre) + static) < SHARED["sm_90a"] and 64 % chosen.tokens == 0
+    assert team_plan(36, 32, "modulate", m, 6, 132) is None  # a team's four tokens would be of two images
 
 
 def test_machine_code_is_kept_on_disk_and_used_again(compiler, monkeypatch):

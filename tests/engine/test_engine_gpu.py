@@ -18,12 +18,13 @@ WIDTHS = [96, 128, 384, 768, 1024, 1152, 1536, 3072, 4096, 4608]
 
 
 def tiles(n: int, k: int, bits: int) -> list[Tile]:
-    """The widest tile of each sort that this GPU can run: portable, streaming (two ways), single, single along K."""
+    """The widest tile of each sort that this GPU can run: portable, streaming (three ways), single, single along K."""
     k = -(-k // 128) * 128
     found = {}
     for tile in choice.candidates(jit.architecture(), n, k, bits, choice.limits(torch.device("cuda", 0))[1]):
         sorts = {MmaTile: "mma", StreamTile: "stream", SingleTile: "single"}
-        found[sorts[type(tile)], getattr(tile, "side", 1) > 1, getattr(tile, "k_split", 1) > 1] = tile
+        ways = getattr(tile, "side", 1) > 1, getattr(tile, "turns", False), getattr(tile, "k_split", 1) > 1
+        found[sorts[type(tile)], *ways] = tile
     return list(found.values())
 
 

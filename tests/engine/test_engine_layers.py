@@ -24,7 +24,7 @@ def without_gpu(monkeypatch):
 
     monkeypatch.setattr(layers, "rotate_quantize", rotate_quantize)
     monkeypatch.setattr(layers, "gemm", gemm_reference_of)
-    monkeypatch.setattr(layers, "pack_down", lambda down, rotation: down)
+    monkeypatch.setattr(layers, "pack_down", lambda down, rotation, pre: down)
 
 
 def gemm_reference_of(x, weight, *, epilogue, gate, residual):

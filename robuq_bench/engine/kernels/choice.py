@@ -88,6 +88,7 @@ def candidates(arch: str, n: int, k: int, bits: int, shared: int) -> list[Tile]:
         tiles += [SingleTile(bn, n_split, 1) for bn, n_split in ((64, 1), (128, 1), (128, 2), (256, 4))]
         tiles += [SingleTile(bn, 1, parts) for bn in (64, 128) for parts in (2, 3, 4) if units % parts == 0]
         tiles += [StreamTile(workers, side, 1, 1) for workers, side in ((3, 3), (3, 1), (2, 2), (2, 1), (4, 1))]
+        tiles += [StreamTile(3, 1, 1, 1, turns=True)]
     tiles += [MmaTile(bn, 2, 1, 1) for bn in (128, 64)]
     fitted = [_fit(tile, units, bits, shared) for tile in tiles if tile.bn <= -(-n // 128) * 128]
     return [tile for tile in fitted if tile is not None and _possible(tile)]
@@ -120,6 +121,8 @@ def default_tile(arch: str, m: int, n: int, k: int, bits: int, processors: int, 
     if arch == "sm_90a":
         tiles = -(-m // 64) * -(-n // 128) / processors  # of each multiprocessor
         two, three, wide = (StreamTile(workers, side, 1, 1) for workers, side in ((2, 1), (3, 1), (3, 3)))
+        if bits == 2 and units <= 16:
+            three = replace(three, turns=True)
         streams = [three] if units > 16 or tiles > 40 else [wide, three] if tiles > 15 else [two, three]
         single = [SingleTile(64, 1, 1), SingleTile(128, 2, 1)]
         at_once = [t for t in single if t.blocks(m, n, processors) <= processors * t.resident(units, bits, shared)]
@@ -145,11 +148,12 @@ def choices(device: torch.device) -> dict[Shape, Choice]:
 def keep(device: torch.device, new: list[Choice]) -> None:
     """Add measurements to those on disk."""
     table = choices(device) | {choice.shape: choice for choice in new}
-    write_json(path(device), {"key": key(device), "choices": [_to_row(choice) for choice in table.values()]})
+    write_json(path(device), {"key": key(device), "choices": [to_row(choice) for choice in table.values()]})
     choices.cache_clear()
 
 
-def _to_row(choice: Choice) -> dict[str, Any]:
+def to_row(choice: Choice) -> dict[str, Any]:
+    """A choice as JSON."""
     tile = {"kind": type(choice.tile).__name__} | asdict(choice.tile)
     return {"shape": asdict(choice.shape), "tile": tile, "us": choice.us, "seconds": choice.seconds}
 

@@ -83,16 +83,27 @@ def rotate_quantize_reference(
     levels: str = "midrise",
     epsilon: float = 1e-6,
     dtype: torch.dtype = torch.float32,
+    rounded: torch.dtype | None = None,
+    tf32: bool = False,
 ) -> dict[str, Tensor]:
-    """The row-wise kernel in torch, in `dtype`: cells [m, n] (before rounding), codes, step, offset, rotated [m, n]."""
+    """The row-wise kernel in torch, in `dtype`: cells [m, n] (before rounding), codes, step, offset, rotated [m, n].
+
+    As the kernels round (`rowwise.roundings`): what precedes the rotation to `rounded`; with tf32, sums over columns
+    to 11 bits.
+    """
     y = x.to(dtype)
     if pre == "gelu":
         y = torch.nn.functional.gelu(y, approximate="tanh")
     if pre == "modulate":
         scale, shift = (part.to(dtype).repeat_interleave(len(x) // len(part), 0) for part in modulation)
         y = torch.nn.functional.layer_norm(y, y.shape[-1:], eps=epsilon) * (1 + scale) + shift
+    if rounded:
+        y = y.to(rounded).to(dtype)
     y = torch.where(unpack_bits(rotation.signs), -y, y).reshape(len(x), -1, rotation.columns)
-    y = rotation.mix.to(dtype).T @ (y @ sylvester(rotation.columns).to(y))
+    y = y @ sylvester(rotation.columns).to(y)
+    if tf32:
+        y = (y.float().view(torch.int32) + 0x1000 & ~0x1FFF).view(torch.float32).to(dtype)
+    y = rotation.mix.to(dtype).T @ y
     rotated = (y * rotation.norm).reshape(len(x), -1)
     offset = rotated.mean(-1, keepdim=True) if center else torch.zeros_like(rotated[:, :1])
     y = rotated - offset

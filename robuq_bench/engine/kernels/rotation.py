@@ -73,11 +73,13 @@ def _rotation(mix: Tensor, columns: int, norm: float, signs: Tensor | None) -> R
     return Rotation(mix.float().contiguous(), pack_bits(negative), flips, columns, norm)
 
 
-def pack_down(down: Tensor, rotation: Rotation) -> Tensor:
-    """[16, k], to be applied to rotated tokens -> int32 [k / 16, 32, 4]: bf16 pairs in the order of mma fragments.
+def pack_down(down: Tensor, rotation: Rotation, pre: str = "none") -> Tensor:
+    """[16, k], to be applied to rotated tokens -> [k / 16, 32, 8] in the order of mma fragments.
+
+    They are float16 for tokens that are modulated (`rotate_quantize`'s pre), as those are then, else bfloat16.
 
     A rotation is orthogonal, so the branch is worked out before it: low = down R^T x. The matrix down R^T, for signed
-    tokens, is formed in float64 and rounded to bfloat16 once. Lane (g, t) of half h of 32 channels holds the pairs
+    tokens, is formed in float64 and rounded to 16 bits once. Lane (g, t) of half h of 32 channels holds the pairs
     (rank g, channel c), (g + 8, c), (g, c + 2), (g + 8, c + 2) from c = 8 t + 4 h on: eight channels that lie together
     in a token make up one thread's operands. Raises BenchError when the rank is not 16 or the width is not the
     rotation's.
@@ -86,8 +88,9 @@ def pack_down(down: Tensor, rotation: Rotation) -> Tensor:
         raise BenchError(f"the down-projection needs [{RANK}, {rotation.width}], not {list(down.shape)}")
     matrix = down.detach().double().reshape(RANK, -1, rotation.columns)
     matrix = rotation.mix.to(matrix) @ matrix @ sylvester(rotation.columns).to(matrix) * rotation.norm
-    pairs = matrix.reshape(RANK, -1).to(torch.bfloat16).view(torch.int32)  # [16, k / 2]
+    kind = torch.float16 if pre == "modulate" else torch.bfloat16
+    pairs = matrix.reshape(RANK, -1).to(kind).view(torch.int32)  # [16, k / 2]
     pairs = pairs.reshape(2, 8, -1, 4, 2, 2)  # rank half, g, 32 channels, t, h, pair
-    packed = pairs.permute(2, 4, 1, 3, 5, 0).reshape(-1, 32, 4).contiguous()
+    packed = pairs.permute(2, 4, 1, 3, 5, 0).reshape(-1, 32, 4).contiguous().view(kind)
     settle(packed)
     return packed

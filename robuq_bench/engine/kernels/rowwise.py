@@ -4,6 +4,7 @@ import ctypes
 import functools
 from dataclasses import dataclass
 from math import gcd, pi, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +15,10 @@ from robuq_bench.engine.kernels.rotation import Rotation
 from robuq_bench.errors import BenchError
 from robuq_bench.quant import gaussian
 
-SOURCES = ("rowwise_common.cuh", "rowwise_prepare.cuh", "rowwise_product.cuh", "rowwise.cu")
 POINTERS = ("x", "scale", "shift", "mix", "flips", "down", "planes", "code_sum", "step", "offset", "low")
-STATIC = 12 * 1024  # bytes: the kernel's other shared memory, and what the driver keeps of each block
+STATIC = 12 * 1024  # bytes: the portable kernel's other shared memory, and what the driver keeps of each block
 PRE = {"none": 0, "modulate": 1, "gelu": 2}
+TOKENS = {"none": torch.bfloat16, "modulate": torch.float16, "gelu": torch.bfloat16}  # as they enter the rotation
 
 
 class _Arguments(ctypes.Structure):
@@ -33,48 +34,121 @@ class _Arguments(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Plan:
-    """How the work is shared out: macros of rowwise.cu, warps of a block, bytes of shared memory that it asks for."""
+    """The portable kernel, rowwise_mma.cu, and how its work is shared out."""
 
+    rows: int
+    columns: int
     layers: int
     slot: int
-    blocks: int
+    blocks: int  # of a multiprocessor
     warps: int
-    shared: int
+
+    sources = ("rowwise_layout.cuh", "rowwise_prepare.cuh", "rowwise_product.cuh", "rowwise_mma.cu")
 
     @property
     def tokens(self) -> int:
         """What a block does at a time."""
         return 4 * self.layers
 
+    def shared(self, bits: int, pre: str) -> int:
+        """Bytes of shared memory that a block asks for."""
+        return self.tokens * (2 * self.rows * self.columns + 64)
 
-def plan(rows: int, columns: int, pre: str, shared: int) -> Plan:
-    """The plan for tokens [rows, columns] on a multiprocessor with `shared` bytes of shared memory."""
+    def macros(self, image_tokens: int) -> dict[str, int]:
+        # With ONE_IMAGE no block meets tokens of two images at a time.
+        return {"LAYERS": self.layers, "SLOT": self.slot, "ONE_IMAGE": int(image_tokens % self.tokens == 0)}
+
+
+@dataclass(frozen=True)
+class TeamPlan:
+    """The same for rowwise_wgmma.cu: Hopper, rotations of 36 rows by 32 or 128 columns."""
+
+    rows: int
+    columns: int
+    teams: int  # of a block; of one warpgroup or, for 128 columns, of two
+    steps: int
+    blocks: int
+
+    sources = ("rowwise_team.cuh", "rowwise_wgmma.cu")
+
+    @property
+    def step_tokens(self) -> int:
+        return 4 if self.columns == 32 else 2
+
+    @property
+    def tokens(self) -> int:
+        return self.step_tokens * self.teams * self.steps
+
+    @property
+    def warps(self) -> int:
+        return self.teams * (4 if self.columns == 32 else 8)
+
+    def shared(self, bits: int, pre: str) -> int:
+        step = 9504 if self.columns == 32 else 18688  # bytes of a step's tokens, SLOT in the source
+        signs = 2048 * (4 if self.columns == 32 else 8)
+        codes = self.tokens * bits * self.rows * self.columns // 8
+        tables = self.teams * 8 * self.rows * self.columns if pre == "modulate" else 0
+        return 2 * self.teams * self.steps * step + signs + 12800 + codes + tables
+
+    def macros(self, image_tokens: int) -> dict[str, int]:
+        return {"TEAMS": self.teams, "STEPS": self.steps}
+
+
+def plan(rows: int, columns: int, shared: int) -> Plan:
+    """The portable plan for tokens [rows, columns] on a multiprocessor with `shared` bytes of shared memory."""
     # What rows leave over 16 is stacked, four tokens or two in a warp; four of wide rows would keep the others waiting.
     slot = next(size for size in (0, 4 if columns < 128 else 8, 8, 16) if rows % 16 <= size)
     warps = 4 * (rows // 16) + slot // 4
     # A thread holds sums of 16 rows and 64 or 128 channels: then 28 or 20 warps fill a multiprocessor's registers.
     layers = max(64 // columns, 1)
     most = max((20 if columns == 128 else 28) // warps, 1)
-    x = 4 * layers * (2 * rows * columns + 64) * (1 if pre == "none" else 2)
-    blocks = next((blocks for blocks in range(most, 0, -1) if blocks * (x + STATIC) <= shared), None)
-    if blocks is None:
-        raise BenchError(f"tokens of {rows * columns} channels do not fit in {shared} bytes of shared memory")
-    return Plan(layers, slot, blocks, warps, x)
+    plans = (Plan(rows, columns, layers, slot, blocks, warps) for blocks in range(most, 0, -1))
+    for fitting in plans:
+        if fitting.blocks * (fitting.shared(4, "none") + STATIC) <= shared:
+            return fitting
+    raise BenchError(f"tokens of {rows * columns} channels do not fit in {shared} bytes of shared memory")
+
+
+def team_plan(rows: int, columns: int, pre: str, m: int, image_tokens: int, processors: int) -> TeamPlan | None:
+    """Hopper's plan for m tokens, if there is one. image_tokens: a divisor of the number of tokens of an image."""
+    if rows != 36 or columns not in (32, 128):
+        return None
+    if pre == "modulate" and (columns == 128 or image_tokens % 4):  # a warp has a whole token, a team one image
+        return None
+    if columns == 32:
+        return TeamPlan(rows, columns, 2, 1, 2)
+    return TeamPlan(rows, columns, 2, 1 if m <= 4 * processors else 2, 1)  # few tokens: a block for every four
 
 
 def source_and_macros(
-    rotation: tuple[int, int], bits: int, pre: str, rank: bool, center: bool, levels: str, one_image: bool, plan: Plan
+    plan: Plan | TeamPlan, bits: int, pre: str, rank: bool, center: bool, levels: str, image_tokens: int
 ) -> tuple[str, dict[str, int]]:
-    """rotation: rows and columns. one_image: no block meets tokens of two images at a time."""
-    macros = {"R": rotation[0], "C": rotation[1], "LAYERS": plan.layers, "SLOT": plan.slot}
-    macros |= {"BLOCKS": plan.blocks, "BITS": bits, "PRE": PRE[pre], "RANK": int(rank)}
-    macros |= {"CENTER": int(center), "MIDTREAD": int(levels == "midtread"), "ONE_IMAGE": int(one_image)}
-    return jit.read_source(*SOURCES), macros
+    """What NVRTC is given for one kernel. image_tokens: a divisor of the number of tokens of an image."""
+    macros = {"R": plan.rows, "C": plan.columns, "BLOCKS": plan.blocks, "BITS": bits, "PRE": PRE[pre]}
+    macros |= {"RANK": int(rank), "CENTER": int(center), "MIDTREAD": int(levels == "midtread")}
+    return jit.read_source("rowwise_common.cuh", *plan.sources), macros | plan.macros(image_tokens)
+
+
+@functools.cache
+def _choose(rotation: tuple[int, int], pre: str, m: int, image_tokens: int, device: torch.device) -> Plan | TeamPlan:
+    properties = torch.cuda.get_device_properties(device)
+    teams = team_plan(*rotation, pre, m, image_tokens, properties.multi_processor_count)
+    if teams and jit.architecture(device) == "sm_90a":
+        return teams
+    return plan(*rotation, properties.shared_memory_per_block_optin)
+
+
+def roundings(
+    rotation: Rotation, m: int, device: torch.device, *, pre: str, modulation: tuple[Tensor, Tensor] | None = None
+) -> dict[str, Any]:
+    """Where the kernel for such tokens rounds: options of `reference.rotate_quantize_reference`."""
+    chosen = _choose((len(rotation.mix), rotation.columns), pre, m, _image_tokens(m, modulation), device)
+    return {"rounded": TOKENS[pre], "tf32": isinstance(chosen, TeamPlan)}
 
 
 @functools.cache
 def _kernel(
-    rotation: tuple[int, int],
+    chosen: Plan | TeamPlan,
     bits: int,
     pre: str,
     rank: bool,
@@ -82,13 +156,10 @@ def _kernel(
     levels: str,
     image_tokens: int,
     device: torch.device,
-) -> tuple[jit.Kernel, Plan]:
-    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-    chosen = plan(*rotation, pre, shared)
-    one_image = image_tokens % chosen.tokens == 0
-    source, macros = source_and_macros(rotation, bits, pre, rank, center, levels, one_image, chosen)
+) -> jit.Kernel:
+    source, macros = source_and_macros(chosen, bits, pre, rank, center, levels, image_tokens)
     cubin = jit.compile_cubin(source, jit.architecture(device), macros)
-    return jit.Kernel(cubin, "rowwise", chosen.shared, device), chosen
+    return jit.Kernel(cubin, "rowwise", chosen.shared(bits, pre), device)
 
 
 def rotate_quantize(
@@ -111,14 +182,16 @@ def rotate_quantize(
     `pack_down` of the low-rank branch's first factor, applied to the rotated, unquantised token. center: quantise
     around the token's mean (gives `offset`). levels: "midrise" or "midtread". The step is sqrt(pi / 2) * mean|x| times
     the optimal step for N(0, 1). out: what an earlier call with the same options gave, to be overwritten.
+    What precedes the rotation is rounded once: modulated tokens to float16 (|1 + scale| below 1900 keeps them finite),
+    GELU to bfloat16. On Hopper the sums over columns of some rotations are rounded to 11 bits: see docs/engine.md.
     The rotation and `down` are constants: no kernel launched just before may write them.
     Raises BenchError on operands that do not fit, no GPU, or one older than sm_80.
     """
     device = x.device
     jit.architecture(device)
     m, width = _check(x, rotation, bits, levels, pre, modulation)
-    if down is not None and down.numel() != width * 8:
-        raise BenchError(f"the down-projection is not that of a layer with {width} inputs")
+    if down is not None and (down.numel() != width * RANK or down.dtype != TOKENS[pre]):
+        raise BenchError(f"the down-projection is not that of a layer with {width} inputs and pre='{pre}'")
     shift = -(2**bits - 1) / 2 if levels == "midrise" else -(2.0 ** (bits - 1))
     if out is None:
         out = _empty(m, width, bits, shift, center, down is not None, device)
@@ -127,17 +200,9 @@ def rotate_quantize(
     ):
         raise BenchError("`out` comes from a call with other sizes or options")
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    image_tokens = m // len(modulation[0]) if modulation else 16
-    kernel, chosen = _kernel(
-        (len(rotation.mix), rotation.columns),
-        bits,
-        pre,
-        down is not None,
-        center,
-        levels,
-        gcd(image_tokens, 16),
-        device,
-    )
+    image_tokens = _image_tokens(m, modulation)
+    chosen = _choose((len(rotation.mix), rotation.columns), pre, m, gcd(image_tokens, 16), device)
+    kernel = _kernel(chosen, bits, pre, down is not None, center, levels, gcd(image_tokens, 16), device)
     scale, shift_by = modulation or (None, None)
     tensors = (x, scale, shift_by, rotation.mix, rotation.flips, down)
     outputs = (out.planes, out.code_sum, out.step, out.offset, out.down)
@@ -154,6 +219,10 @@ def rotate_quantize(
     blocks = min(-(-m // chosen.tokens), processors * chosen.blocks)
     kernel(blocks, 32 * chosen.warps, arguments)
     return out
+
+
+def _image_tokens(m: int, modulation: tuple[Tensor, Tensor] | None) -> int:
+    return m // len(modulation[0]) if modulation else 16
 
 
 def _empty(

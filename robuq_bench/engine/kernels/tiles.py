@@ -64,12 +64,16 @@ class MmaTile(Tile):
 
 @dataclass(frozen=True)
 class StreamTile(Tile):
-    """Hopper, many tokens: weights stay, tokens stream past; `side` workers of 128 channels each share a stream."""
+    """Hopper, many tokens: weights stay, tokens stream past; `side` workers of 128 channels each share a stream.
+
+    turns: teams of workers multiply in turns, one finishing its tile while the next multiplies.
+    """
 
     workers: int
     side: int
     chunk: int
     stages: int
+    turns: bool = False
     bm = 64
 
     @property
@@ -86,7 +90,8 @@ class StreamTile(Tile):
 
     def source(self) -> tuple[str, dict[str, int]]:
         text = jit.read_source("gemm_common.cuh", "gemm_hopper.cuh") + wgmma_source(128)
-        return text + jit.read_source("gemm_wgmma.cu"), {"SIDE": self.side, "CHUNK": self.chunk, "STAGES": self.stages}
+        macros = {"SIDE": self.side, "CHUNK": self.chunk, "STAGES": self.stages, "TURNS": int(self.turns)}
+        return text + jit.read_source("gemm_wgmma.cu"), macros
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,10 @@ __device__ __forceinline__ void worker_barrier(int worker) {
   asm volatile("bar.sync %0, 128;" ::"r"(worker + 1) : "memory");
 }
 
+// The same value, which the compiler then knows to be one for the whole warp: descriptors made of it stay in uniform
+// registers. Else each wgmma waits for two transfers out of vector registers, and the unit with it.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(~0u, x, 0); }
+
 __device__ __forceinline__ float low_half(unsigned pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_half(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
 

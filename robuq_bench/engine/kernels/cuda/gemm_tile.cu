@@ -14,7 +14,7 @@ static_assert(WORKERS == NSPLIT * KSPLIT && (KSPLIT == 1 || BN / 32 <= WORKERS),
 extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid_constant__ Gemm p) {
   extern __shared__ __align__(128) unsigned char memory[];
   __shared__ unsigned long long barriers[5 * KSPLIT];  // weights, and activations of four planes, of each part of K
-  const int lane = threadIdx.x & 31, worker = threadIdx.x >> 7, thread = threadIdx.x & 127;
+  const int lane = threadIdx.x & 31, worker = uniform(threadIdx.x >> 7), thread = threadIdx.x & 127;
   const int k_part = worker % KSPLIT, n_part = worker / KSPLIT;
   const int m_tiles = (p.m + BM - 1) / BM, m_tile = blockIdx.x % m_tiles, n0 = blockIdx.x / m_tiles * BN;
   const unsigned weights = shared_address(memory), activations = weights + WEIGHTS;
@@ -60,9 +60,9 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
   for (int plane = p.bits - 1; plane >= 0; plane--) {
     wait(shared_address(barriers + KSPLIT + plane * KSPLIT + k_part), 0);
     const int slab = n_part * WIDTH / SLAB, row = n_part * WIDTH % SLAB;
-    const unsigned long long a = descriptor(activations + (plane * UNITS + k_part * PART) * PIECE, 0);
+    const unsigned long long a = descriptor(uniform(activations + (plane * UNITS + k_part * PART) * PIECE), 0);
     const unsigned long long w =
-        descriptor(weights + ((slab * UNITS + k_part * PART) * 2 * SLAB + row) * 16, SLAB * 16);
+        descriptor(uniform(weights + ((slab * UNITS + k_part * PART) * 2 * SLAB + row) * 16), SLAB * 16);
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
     for (int u = 0; u < PART; u++) wgmma(acc, a + u * (PIECE >> 4), w + u * (2 * SLAB));

@@ -2,7 +2,8 @@
 //
 // The plan is gemm_mma.cu's: stationary weights, streamed activation planes, Horner. Each worker is one warpgroup with
 // 128 channels; SIDE of them stand side by side and share one stream of tokens (a team). The warps of one more
-// warpgroup feed the teams, through rings of STAGES stages of CHUNK units.
+// warpgroup feed the teams, through rings of STAGES stages of CHUNK units. With TURNS = 1 teams multiply one after the
+// other, each from its first product's start until its last one is on its way, and finish their tiles meanwhile.
 // Without a swizzle, a wgmma operand is made of blocks of 8 rows x 16 bytes at two strides; giving activations a stride
 // of zero along K makes the unit read the same 128 bits twice, once against P and once against Q, without a copy.
 
@@ -14,6 +15,15 @@ static_assert(BM == 64 && BN == SIDE * WIDTH && UNITS % CHUNK == 0 && WORKERS % 
 constexpr int ALL = 512 / (WORKERS + 1) / 8 * 8 * (WORKERS + 1), FEW = 32, MANY = (ALL - FEW) / WORKERS / 8 * 8;
 
 __device__ __forceinline__ void everyone() { asm volatile("bar.sync 0;" ::: "memory"); }
+
+// A worker's turn comes when the same side of the team before it has given it.
+__device__ __forceinline__ void take_turn(int team, int side) {
+  if (TURNS) asm volatile("bar.sync %0, 256;" ::"r"(1 + team * SIDE + side) : "memory");
+}
+
+__device__ __forceinline__ void give_turn(int team, int side) {
+  if (TURNS) asm volatile("bar.arrive %0, 256;" ::"r"(1 + (team + 1) % TEAMS * SIDE + side) : "memory");
+}
 
 extern "C" __global__ void __launch_bounds__(WORKERS * 128 + 128, 1) gemm(const __grid_constant__ Gemm p) {
   extern __shared__ __align__(128) unsigned char memory[];
@@ -68,9 +78,10 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128 + 128, 1) gemm(const 
 
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(MANY));
   Channels& channels = *(Channels*)(memory + WEIGHTS + TEAMS * STAGES * STAGE);
-  const int lane = threadIdx.x & 31, worker = threadIdx.x >> 7, thread = threadIdx.x & 127;
+  const int lane = threadIdx.x & 31, worker = uniform(threadIdx.x >> 7), thread = threadIdx.x & 127;
   const int team = worker / SIDE, side = worker % SIDE;
   int at = -1, runs = 0, slot = 0, parity = 0;
+  if (team == TEAMS - 1) give_turn(team, side);  // the first team begins
   for (Run run; next_run(p, at, run); runs++) {
     const int n0 = run.column * BN, width = n0 + side * WIDTH;
     everyone();
@@ -90,12 +101,14 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128 + 128, 1) gemm(const 
           const int stage = team * STAGES + slot;
           wait(weights_in + chunk * 8, runs & 1);
           wait(filled + stage * 8, parity);
+          if (plane == p.bits - 1 && chunk == 0) take_turn(team, side);
           const unsigned long long a = descriptor(rings + stage * STAGE, 0);
           const unsigned long long w = descriptor(weights + (side * CHUNKS + chunk) * SLICE, WIDTH * 16);
           asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
           for (int u = 0; u < CHUNK; u++) wgmma(acc, a + u * (PIECE >> 4), w + u * (2 * WIDTH));
           asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+          if (plane == 0 && chunk == CHUNKS - 1) give_turn(team, side);
           if (plane == 0 && chunk == CHUNKS - 1 && whole) residual.load(p, row0, width, lane);
           asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
           if (lane == 0) arrive(empty + stage * 8);
@@ -118,5 +131,6 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128 + 128, 1) gemm(const 
       else
         finish<false, WIDTH / 32>(p, channels, tokens, residual, acc, row0, n0, side * WIDTH, lane);
     }
+    if (run.tiles % TEAMS && team >= run.tiles % TEAMS) take_turn(team, side), give_turn(team, side);  // no tile left
   }
 }

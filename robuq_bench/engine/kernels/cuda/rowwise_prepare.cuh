@@ -1,4 +1,4 @@
-// Row-wise kernel: what precedes the rotation (LayerNorm and modulate, GELU), signs, and the split in bf16 halves.
+// Row-wise kernel: what precedes the rotation (LayerNorm and modulate, GELU), signs.
 
 // What a thread loads and prepares: chunk `first` of a token of each layer, and every eighth after it.
 struct Share {
@@ -105,7 +105,7 @@ __device__ __forceinline__ void normalise(const Rowwise& p, const uint4* x, floa
   }
 }
 
-// X as it enters the product: what precedes, then signs; with HALVES = 2 split in two.
+// X as it enters the product: what precedes, then signs.
 __device__ __forceinline__ void prepare(const Rowwise& p, uint4* x, float2 (*moments)[TOKENS], const Share& share,
                                         int base) {
   float mean[LAYERS] = {}, deviation[LAYERS] = {};
@@ -128,7 +128,7 @@ __device__ __forceinline__ void prepare(const Rowwise& p, uint4* x, float2 (*mom
     for (int layer = 0; layer < LAYERS; layer++) {
       uint4* const at = x + (4 * layer + share.token) * (PITCH / 16) + share.at(i);
       const uint4 v = *at;
-      uint4 high, low, scale, shift;
+      uint4 out, scale, shift;
       if (PRE == 1) scale = p.scale[image[layer] + share.chunk(i)], shift = p.shift[image[layer] + share.chunk(i)];
 #pragma unroll
       for (int j = 0; j < 4; j++) {
@@ -139,12 +139,9 @@ __device__ __forceinline__ void prepare(const Rowwise& p, uint4* x, float2 (*mom
           b = fmaf(fmaf(b, deviation[layer], mean[layer]), 1.f + high_half(s), high_half(o));
         }
         if (PRE == 2) a = gelu(a), b = gelu(b);
-        unsigned rest;
-        (&high.x)[j] = (PRE ? split(a, b, rest) : (&v.x)[j]) ^ (&flip.x)[j];
-        if (PRE) (&low.x)[j] = rest ^ (&flip.x)[j];
+        (&out.x)[j] = (PRE ? token_pair(a, b) : (&v.x)[j]) ^ (&flip.x)[j];
       }
-      *at = high;
-      if (PRE) at[TOKENS * PITCH / 16] = low;
+      *at = out;
     }
   }
 }

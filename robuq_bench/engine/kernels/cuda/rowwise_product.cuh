@@ -18,8 +18,8 @@ __device__ __forceinline__ void contract_rows(float (&d)[TILES][4], const unsign
 #pragma unroll
       for (int j = 0; j < 4 * WIDE; j++)
         if (k < LAST)
-          mma(d[4 * quad + j], a[k][0], a[k][1], a[min(k + 1, LAST)][0], a[min(k + 1, LAST)][1], top[j / 4][j % 4],
-              bottom[j / 4][j % 4]);
+          mma_tokens(d[4 * quad + j], a[k][0], a[k][1], a[min(k + 1, LAST)][0], a[min(k + 1, LAST)][1],
+                     top[j / 4][j % 4], bottom[j / 4][j % 4]);
         else
           mma_half(d[4 * quad + j], a[k][0], a[k][1], top[j / 4][j % 4]);
     }
@@ -78,8 +78,8 @@ __device__ __forceinline__ void project_down(const Rowwise& p, const unsigned ch
         for (int j = 0; j < EIGHTS; j++) {
           const unsigned chunk = 4 * (first + i * DOWN_WARPS) + t;
           const uint4 b = *(const uint4*)(x + (8 * j + g) % TOKENS * PITCH + swizzle(chunk) * 16);
-          mma(low[i % 2][j], a[i][0].x, a[i][0].y, a[i][0].z, a[i][0].w, b.x, b.y);
-          mma(low[i % 2][j], a[i][1].x, a[i][1].y, a[i][1].z, a[i][1].w, b.z, b.w);
+          mma_tokens(low[i % 2][j], a[i][0].x, a[i][0].y, a[i][0].z, a[i][0].w, b.x, b.y);
+          mma_tokens(low[i % 2][j], a[i][1].x, a[i][1].y, a[i][1].z, a[i][1].w, b.z, b.w);
         }
   }
 #pragma unroll

@@ -1,4 +1,4 @@
-// Row-wise kernel: sums over a token, codes and bit planes, and the kernel itself. See rowwise_common.cuh.
+// Row-wise kernel with mma.sync: sums over a token, codes and bit planes, the kernel itself. See rowwise_layout.cuh.
 
 // Row i of a warp, i < 16: its row of Y (padding when not below R) and its token of the first layer.
 __device__ __forceinline__ unsigned row_of(unsigned warp, unsigned i) {
@@ -108,7 +108,7 @@ __device__ __forceinline__ void publish_codes(const int (&counts)[WORDS], int (*
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __grid_constant__ Rowwise p) {
-  extern __shared__ __align__(128) unsigned char x[];  // X of all tokens; with HALVES = 2, the low halves after
+  extern __shared__ __align__(128) unsigned char x[];  // X of all tokens
   // Constants of each lane: mix^T in mma fragments, [tile of 16 rows][8 rows of X][half]; H_16, see contract_columns.
   __shared__ unsigned mix[FULL + (SLOT > 0)][GROUPS][2][32], hadamard_16[4][32];
   __shared__ float absolute_sums[TOKENS][PARTS], plain_sums[CENTER ? TOKENS : 1][PARTS];
@@ -125,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
     const unsigned row = row_of(tile < FULL ? tile : PLAIN, i / 4 % 8 + 8 * h);
     const float a = row < R && k < R ? p.mix[k * R + row] : 0.f;
     const float b = row < R && k + 1 < R ? p.mix[(k + 1) * R + row] : 0.f;
-    (&mix[0][0][0][0])[i] = bf16_pair(a, b);
+    (&mix[0][0][0][0])[i] = token_pair(a, b);
   }
   for (unsigned i = thread; i < 128; i += THREADS) {
     const unsigned n = i / 4 % 8, column = (n & 1) | i / 64 << 1 | (n >> 1) << 2, k = 2 * (i % 4) + 8 * (i / 32 % 2);
@@ -183,9 +183,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
     float y[LAYERS][TILES][4] = {};
     auto contract = [&](unsigned first, const unsigned(&a)[GROUPS][2]) {
 #pragma unroll
-      for (int i = 0; i < LAYERS * HALVES; i++)
-        contract_rows(y[i / HALVES], a, matrices,
-                      x_address + (i % HALVES * TOKENS + i / HALVES * 4 + first) * PITCH);
+      for (int layer = 0; layer < LAYERS; layer++)
+        contract_rows(y[layer], a, matrices, x_address + (4 * layer + first) * PITCH);
     };
     unsigned a[GROUPS][2];
     if (!stacked) {

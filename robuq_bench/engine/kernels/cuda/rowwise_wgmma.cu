@@ -1,0 +1,248 @@
+// Row-wise kernel for Hopper: a block goes through its tokens. See rowwise_team.cuh.
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __grid_constant__ Rowwise p) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  __shared__ float absolute_sums[SLOTS][STEP][PARTS], plain_sums[CENTER ? SLOTS : 1][STEP][PARTS];
+  __shared__ unsigned code_sums[SLOTS][TEAM_WARPS];
+  __shared__ float low_sums[RANK ? 2 : 1][WARPS][BATCH * 16];
+  const unsigned thread = threadIdx.x, lane = thread & 31, g = lane >> 2, t = lane & 3;
+  const unsigned team = thread / (32 * TEAM_WARPS), member = thread % (32 * TEAM_WARPS), warp = member / 32;
+  const unsigned address = (unsigned)__cvta_generic_to_shared(shared);
+  const Share share(warp, lane);
+
+  const int batches = (p.m + BATCH - 1) / BATCH, each = (batches + gridDim.x - 1) / gridDim.x;
+  const int first = blockIdx.x * each, last = min(first + each, batches);
+  make_constants(p, shared);
+  // Signs of what a thread prepares (with PRE = 1 they are in the table), and its part of the down-projection's matrix:
+  // [step of 16 channels][lane].
+  constexpr int DEPTH = 9, ROUNDS = OWN / DEPTH;
+  Piece flips[PIECES];
+  uint4 down[ROUNDS][DEPTH];
+  auto get_flips = [&] {
+#pragma unroll
+    for (int i = 0; PRE != 1 && i < PIECES; i++)
+      if (share.has(i)) flips[i] = ((const Piece*)p.flips)[share.first + 32 * i];
+  };
+  auto get_down = [&](int round) {
+#pragma unroll
+    for (int i = 0; RANK && i < DEPTH; i++) down[round][i] = p.down[(round * DEPTH + i) * THREADS + thread];
+  };
+  get_flips();
+  if (STEPS == 1) get_down(0);
+
+#if __CUDA_ARCH__ >= 900  // see gemm_common.cuh
+  asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
+#endif
+  if (first >= last) return;
+
+  auto token_of = [&](int batch, int step) { return batch * BATCH + (int)(team * STEPS + step) * STEP; };
+  auto slot_of = [&](int batch, int step) {
+    return ((batch - first & 1) * SLOTS + team * STEPS + step) * SLOT;
+  };
+  auto load = [&](int batch) {
+#pragma unroll
+    for (int step = 0; step < STEPS; step++) {
+      const int token = min(token_of(batch, step) + (int)share.token, p.m - 1);
+      const Piece* const from = (const Piece*)p.x + (long long)token * (N / WIDE) + share.first;
+      const unsigned to = address + slot_of(batch, step) + share.place;
+#pragma unroll
+      for (int i = 0; i < PIECES; i++)
+        if (share.has(i)) copy_async(to + i * STRIDE, from + 32 * i);
+      asm volatile("cp.async.commit_group;" ::: "memory");
+    }
+  };
+  // The table of a batch's image, of which the team's tokens are, unless it is there.
+  float4* const table = (float4*)(shared + TABLES_AT + team * (8 * N));
+  int tabulated = -1;
+  auto tabulate = [&](int batch) {
+    const int image = min(token_of(batch, 0), p.m - 1) / p.image_tokens;
+    if (image == tabulated) return;
+    tabulated = image;
+    const uint2 *const scale = (const uint2*)(p.scale + image * p.modulation_stride),
+                *const shift = (const uint2*)(p.shift + image * p.modulation_stride);
+    for (unsigned i = member; i < N / 4; i += 32 * TEAM_WARPS) {
+      const uint2 flip = ((const uint2*)p.flips)[i];
+      float4 by = signed_floats(scale[i], flip);
+      const float4 one = signed_floats(make_uint2(0x3f803f80u, 0x3f803f80u), flip);
+      by.x += one.x, by.y += one.y, by.z += one.z, by.w += one.w;
+      table[i / 32 * 64 + i % 32] = by;
+      table[i / 32 * 64 + 32 + i % 32] = signed_floats(shift[i], flip);
+    }
+  };
+  auto put = [&](int batch, int step) {
+    if (step + 1 < STEPS)
+      asm volatile("cp.async.wait_group 1;" ::: "memory");
+    else
+      asm volatile("cp.async.wait_group 0;" ::: "memory");
+    prepare(p, shared + slot_of(batch, step), table, flips, share, lane);
+  };
+  // Threads of a team wait for each other.
+  auto meet = [&] { asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "r"(32 * TEAM_WARPS) : "memory"); };
+  // Leaves a warp's sums of its two tokens for the team.
+  auto publish = [&](const float(&sums)[2], float(&to)[STEP][PARTS]) {
+    const float sum = fold<2, 16>(sums, lane);
+    const unsigned pair = lane >> 4;
+    if (lane % 16 == 0) to[C == 32 ? 2 * pair + warp / 2 : pair][C == 32 ? warp % 2 : warp] = sum;
+  };
+  auto total = [&](const float(&of)[PARTS]) {
+    float sum = of[0];
+#pragma unroll
+    for (int i = 1; i < PARTS; i++) sum += of[i];
+    return sum;
+  };
+  auto token_in_step = [&](unsigned pair) { return C == 32 ? 2 * pair + warp / 2 : pair; };
+  // What is left to be stored of a batch, after the next barrier of the block.
+  auto finish = [&](int batch) {
+#pragma unroll
+    for (int step = 0; step < STEPS; step++) {
+      const int base = token_of(batch, step);
+      const unsigned slot = team * STEPS + step;
+      const unsigned char* const stage = shared + STAGE_AT + slot * (BITS * STEP * PLANE);
+      unsigned char* const block = p.planes + (long long)(base >> 6) * (BITS * UNITS * 1024) + (base & 63) * 16;
+#pragma unroll 1
+      for (unsigned i = member; i < BITS * UNITS * STEP; i += 32 * TEAM_WARPS) {
+        const unsigned token = i % STEP, unit = i / STEP % UNITS, plane = i / (STEP * UNITS);
+        if (base + (int)token < p.m)
+          *(uint4*)(block + (plane * UNITS + unit) * 1024 + token * 16) =
+              *(const uint4*)(stage + (plane * STEP + token) * PLANE + unit * 16);
+      }
+      if (member < STEP && base + (int)member < p.m) {
+        int sum = 0;
+#pragma unroll
+        for (int i = 0; i < PARTS; i++)
+          sum += C == 32 ? code_sums[slot][member % 2 * 2 + i] >> member / 2 * 16 & 0xffff
+                         : code_sums[slot][i] >> member * 16 & 0xffff;
+        p.code_sum[base + member] = sum;
+      }
+    }
+#pragma unroll 1
+    for (int i = thread; RANK && i < min(BATCH, p.m - batch * BATCH) * 16; i += THREADS) {
+      float sum = 0.f;
+#pragma unroll
+      for (int w = 0; w < WARPS; w++) sum += low_sums[batch - first & 1][w][i];
+      p.low[batch * BATCH * 16 + i] = (unsigned short)bf16_pair(sum, 0.f);
+    }
+  };
+
+  // A warp's share of the down-projection of a batch.
+  auto project_down = [&](int batch) {
+    const unsigned all = thread / 32, token = g % BATCH, slot = token / STEP, chunk = all / 2 * 4 + t;
+    const unsigned line = (C == 32 ? token % 4 / 2 * R : token % 2 * R) + chunk / (C / 8);
+    const unsigned char* const x = shared + (batch - first & 1) * SLOTS * SLOT + slot * SLOT;
+    const unsigned char* const from =
+        x + (C == 32 ? token % 2 * ODD : 0) + chunk % (C / 8) * PITCH + line * 16 + all % 2 * 8;
+    float low[2][4] = {};            // rank g or g + 8, token 2 t or 2 t + 1; two sums that need not wait
+#pragma unroll
+    for (int round = 0; round < ROUNDS; round++) {
+      if (round + 1 < ROUNDS) get_down(round + 1);
+#pragma unroll
+      for (int i = 0; i < DEPTH; i++) {
+        const uint2 b = *(const uint2*)(from + (round * DEPTH + i) * (WARPS * 2 / (C / 8)) * 16);
+        const uint4& a = down[round][i];
+        mma_tokens(low[i % 2], a.x, a.y, a.z, a.w, b.x, b.y);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (2 * t < BATCH)
+        low_sums[batch - first & 1][all][(2 * t + i % 2) * 16 + g + i / 2 * 8] = low[0][i] + low[1][i];
+  };
+
+  load(first);
+  if (PRE == 1) tabulate(first), meet();
+#pragma unroll 1
+  for (int step = 0; step < STEPS; step++) put(first, step);
+#pragma unroll 1
+  for (int batch = first; batch < last; batch++) {
+    const bool more = batch + 1 < last;
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncthreads();                   // this batch is in shared memory, and the one before is done
+    if (more) load(batch + 1);
+    if (PRE == 1 && more) tabulate(batch + 1);
+    if (batch > first) finish(batch - 1);
+
+#pragma unroll 1
+    for (int step = 0; step < STEPS; step++) {
+      const unsigned slot = team * STEPS + step;
+      if (RANK && step == team % STEPS) {  // so that one team multiplies while another waits for L2
+        if (STEPS > 1) get_down(0);
+        project_down(batch);
+      }
+      float y[40];
+      rotate_tokens(y, uniform(address + slot_of(batch, step)), address + SIGNS_AT, address + MIX_AT,
+                    uniform(warp / 4));
+#pragma unroll
+      for (int i = 0; i < 4; i++) y[16 + i] += y[20 + i];  // one of them is zero
+
+      if (CENTER) {
+        float sums[2] = {}, both = 0.f;
+#pragma unroll
+        for (int i = 0; i < 16; i++) sums[0] += y[i], sums[1] += y[24 + i], both += i < 4 ? y[16 + i] : 0.f;
+        sums[0] += t < 2 ? both : 0.f, sums[1] += t < 2 ? 0.f : both;
+        publish(sums, plain_sums[slot]);
+        meet();
+        float centre[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) centre[i] = total(plain_sums[slot][token_in_step(i)]) * (1.f / N);
+#pragma unroll
+        for (int i = 0; i < 40; i++) y[i] -= i < 16 ? centre[0] : i >= 24 ? centre[1] : t < 2 ? centre[0] : centre[1];
+      }
+      float sums[2] = {}, both = 0.f;
+#pragma unroll
+      for (int i = 0; i < 16; i++) {
+        sums[0] += fabsf(y[i]), sums[1] += fabsf(y[24 + i]);
+        if (i < 4) both += fabsf(y[16 + i]);
+      }
+      sums[0] += t < 2 ? both : 0.f, sums[1] += t < 2 ? 0.f : both;
+      publish(sums, absolute_sums[slot]);
+      meet();
+      if (member < STEP && token_of(batch, step) + (int)member < p.m) {
+        const int at = token_of(batch, step) + member;
+        p.step[at] = fmaxf(total(absolute_sums[slot][member]) * p.cell, 1e-12f);
+        if (CENTER) p.offset[at] = total(plain_sums[slot][member]) * (p.norm / N);
+      }
+
+      float cell[3];                   // of both tokens, and of the one with the last rows
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+        cell[i] = fmaxf(total(absolute_sums[slot][token_in_step(i)]) * p.cell, 1e-12f) * p.unscale;
+      cell[2] = t < 2 ? cell[0] : cell[1];
+      unsigned words[BITS] = {}, upper[BITS] = {}, rest[BITS] = {};
+#pragma unroll
+      for (int i = 15; i >= 0; i--) {
+        fold_bits(element(y, 0, i / 4, i / 2 % 2, i % 2), cell[0], words);
+        fold_bits(element(y, 1, i / 4, i / 2 % 2, i % 2), cell[1], upper);
+      }
+#pragma unroll
+      for (int bit = 0; bit < BITS; bit++) words[bit] |= upper[bit] << 16;
+#pragma unroll
+      for (int i = 3; i >= 0; i--) fold_bits(element(y, 0, 4, i / 2, i % 2), cell[2], rest);
+      from_gray(words), from_gray(rest);
+      unsigned count = 0, few = 0, last_rows = 0;
+      unsigned char* const stage = shared + STAGE_AT + slot * (BITS * STEP * PLANE) +
+                                   (C == 32 ? warp / 2 * PLANE + warp % 2 * 2 : warp * 2);
+      constexpr int TOKEN = C == 32 ? 2 * PLANE : PLANE;  // from a thread's first token to its second
+      const unsigned row = g / 2 * 8 + 2 * t + g % 2;
+#pragma unroll
+      for (int bit = 0; bit < BITS; bit++) {
+        rest[bit] &= 15;
+        count += (__popc(words[bit] & 0xffff) | __popc(words[bit] >> 16) << 16) << bit;
+        few += __popc(rest[bit]) << bit;
+        last_rows |= rest[bit] << 4 * bit;
+        const unsigned word = transpose(words[bit], lane);
+        unsigned char* const to = stage + bit * STEP * PLANE + row * (C / 8);
+        *(unsigned short*)to = word, *(unsigned short*)(to + TOKEN) = word >> 16;
+      }
+      last_rows = transpose(last_rows, lane);
+      unsigned char* const last = stage + g / 2 * STEP * PLANE + (32 + t % 2 * 2 + g % 2) * (C / 8);
+      if (g / 2 < BITS) *(unsigned short*)(last + t / 2 * TOKEN) = last_rows;
+      count = __reduce_add_sync(~0u, count + (few << (t < 2 ? 0 : 16)));
+      if (lane == 0) code_sums[slot][warp] = count;
+    }
+    if (STEPS == 1) get_down(0);
+#pragma unroll 1
+    for (int step = 0; more && step < STEPS; step++) get_flips(), put(batch + 1, step);
+  }
+  __syncthreads();
+  finish(last - 1);
+}
