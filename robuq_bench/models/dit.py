@@ -27,15 +27,21 @@ LINEARS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """What the images are: side in pixels, channels, number of classes."""
+    """What a model sees: side in pixels or latents, channels, classes; `variance`: it predicts that as well."""
 
     size: Positive
     channels: Positive
     classes: Positive
+    variance: bool = False
+
+    @property
+    def outputs(self) -> int:
+        """Channels that the model predicts."""
+        return self.channels * (2 if self.variance else 1)
 
 
 class FusedAttention:
-    """Attention processor over one fused qkv linear; `operands` may fake-quantise q, k, v and the probabilities."""
+    """Attention processor over one fused qkv linear; `operands.joint` may fake-quantise q, k, v and probabilities."""
 
     def __init__(self, operands=None):
         self.operands = operands
@@ -43,11 +49,8 @@ class FusedAttention:
     def __call__(self, attn, hidden_states: Tensor, *_, **__) -> Tensor:
         batch, tokens, width = hidden_states.shape
         qkv = attn.to_qkv(hidden_states).view(batch, tokens, 3, attn.heads, width // attn.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        if self.operands is None:
-            mixed = F.scaled_dot_product_attention(query, key, value)
-        else:
-            mixed = self.operands(query, key, value)
+        joint = qkv.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(*joint) if self.operands is None else self.operands.joint(joint)
         return attn.to_out[0](mixed.transpose(1, 2).reshape(batch, tokens, width))
 
 
@@ -55,7 +58,7 @@ def build(spec: DiT, shape: Shape, init_seed: int = 0) -> DiTTransformer2DModel:
     """A freshly initialised denoiser: adaLN-zero, Xavier linears, as in the DiT paper (arXiv 2212.09748, sec. 3.2).
 
     Called as model(x [B, C, H, W], timestep [B] in 0..1000, class_labels [B] int64); label `shape.classes` means
-    "no class". Returns diffusers' Transformer2DModelOutput with .sample [B, C, H, W].
+    "no class". Returns diffusers' Transformer2DModelOutput with .sample [B, C, H, W] (2 C channels with variance).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed("model", init_seed))
@@ -63,6 +66,7 @@ def build(spec: DiT, shape: Shape, init_seed: int = 0) -> DiTTransformer2DModel:
             num_attention_heads=spec.heads,
             attention_head_dim=spec.width // spec.heads,
             in_channels=shape.channels,
+            out_channels=shape.outputs,
             num_layers=spec.depth,
             sample_size=shape.size,
             patch_size=spec.patch,
@@ -92,7 +96,7 @@ def layer_type(name: str) -> str:
 
 
 def predict(model: nn.Module, x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
-    """The model's output [B, C, H, W] at time [B] in [0, 1] (1 is pure noise)."""
+    """The model's output [B, outputs, H, W] at time [B] in [0, 1] (1 is pure noise)."""
     return model(x, timestep=time * 1000, class_labels=labels).sample
 
 

@@ -12,16 +12,20 @@ class EightBitAttention:
     """softmax(Q K^T / sqrt(d)) V with fake-quantised operands.
 
     Q, K: absmax per token; V: absmax per channel over tokens, so that its scale leaves the sum over tokens; the
-    probabilities: 0..255 with the fixed step 1/255. Shapes [B, heads, T, d]. This is the plain path, the reference;
-    under bfloat16 autocast on a CUDA device robuq_bench.quant.fused_attention computes the same.
+    probabilities: 0..255 with the fixed step 1/255. Shapes [B, heads, T, d]. The call is the plain path, the reference;
+    `joint`, under bfloat16 autocast on a CUDA device, computes the same by robuq_bench.quant.fused_attention.
     """
 
     def __init__(self):
         self.quantiser = Quantiser(Spec(format="midtread", granularity="token", scale="absmax"), 8)
 
+    def joint(self, operands: Tensor) -> Tensor:
+        """Output [B, heads, T, d] of queries, keys and values in one tensor [3, B, heads, T, d]."""
+        if fused.active(operands) and fused_attention.covers(*operands.shape[-2:]):
+            return fused_attention.attend(operands)
+        return self(*operands)
+
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if fused.active(query) and fused_attention.covers(query, key, value):
-            return fused_attention.attend(query, key, value)
         scores = self.quantiser(query) @ self.quantiser(key).transpose(-1, -2)
         probabilities = torch.softmax(scores / query.shape[-1] ** 0.5, dim=-1)
         probabilities = _Round.apply(probabilities, torch.round(probabilities.detach() * 255) / 255, None)

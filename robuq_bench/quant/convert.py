@@ -65,7 +65,7 @@ def _quantised(
         activation_quantiser=activation,
         rotation=method.rotation.kind if rotated else None,
         signs=_signs(method, name, linear.in_features, sign_seed) if rotated else None,
-        low_rank=method.low_rank,
+        low_rank=method.low_rank and method.low_rank.at(layer_type(name)),
         smooth=smooth,
         branch_seed=seed("branch", sign_seed, name),
     )

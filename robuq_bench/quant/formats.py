@@ -61,9 +61,11 @@ class Rule:
     bits: float
     table: str
     threshold: float = 0.5
+    stretch: float = 1.0
 
 
 def _gaussian(sigma: Tensor, rule: Rule) -> Scale:
+    sigma = sigma * rule.stretch
     if rule.format == "lloyd_max":
         return Scale(sigma, sigma)
     cell = sigma * gaussian.step(rule.format, rule.bits, rule.table)

@@ -21,6 +21,8 @@ GIVEN = 5
 ESTIMATORS = {"ste": 0, "trust": 1, "clipped": 2}
 SIDE = 128
 """Rows of a tile: see robuq_bench.quant.fused_kernels."""
+MULTIPROCESSORS = 132
+"""Of an H100: fewer programs than that leave some idle."""
 
 
 Rule = tuple[int, int]
@@ -39,7 +41,7 @@ def numbers(quantiser: Quantiser) -> list[float]:
     spec, bits, codes = quantiser.spec, quantiser.bits, quantiser.grid
     if spec.scale in ("mean_abs", "rms"):
         sigma = gaussian.MEAN_ABS_TO_SIGMA if spec.scale == "mean_abs" else 1.0
-        factor = sigma * gaussian.step(spec.format, bits, spec.step)
+        factor = sigma * gaussian.step(spec.format, bits, spec.step) * spec.stretch
     elif spec.scale == "absmax":
         factor = 1 / (2 ** (bits - 1) - (spec.format == "midtread"))
     elif spec.scale == "minmax":
@@ -157,7 +159,7 @@ def rotate_quantise(
     rows, n = x.shape
     out = x.new_empty(rows, n + extra)
     mask = x.new_empty((rows, n) if estimator else (0, 0), dtype=torch.int8)
-    tile = _tile(n, left, right)
+    tile = _tile(rows, n, left, right)
     wrap_triton(kernels.rotate_quantise)[(_programs(rows, tile),)](
         x,
         x if branch is None else branch,
@@ -180,16 +182,21 @@ def rotate_quantise(
     return out, mask
 
 
-def _tile(n: int, left: Tensor, right: Tensor) -> dict[str, int | float | bool]:
-    """Constants of a kernel that rotates rows of n values: tiles of whole rows, SIDE high."""
+def _tile(rows: int, n: int, left: Tensor, right: Tensor) -> dict[str, int | float | bool]:
+    """Constants of a kernel that rotates rows of n values: tiles of whole rows, SIDE high.
+
+    A program takes so many tiles that the left factor is loaded for half as many values as it has itself, where that
+    leaves every multiprocessor a program (measured: neither more nor fewer are faster).
+    """
     width, mixed = len(right), len(left) > 0
     height = n // width
+    group = SIDE // height
     return {
         "LEFT": height,
         "RIGHT": width,
         "SIDE": SIDE,
-        "GROUP": SIDE // height,
-        "TILES": max(1, SIDE // width),  # so that the left factor is loaded for as many values as it has itself
+        "GROUP": group,
+        "TILES": max(1, min(SIDE // width // 2, rows // (group * MULTIPROCESSORS))),
         "SCALE": (n if mixed else width) ** -0.5,
         "MIX_LEFT": mixed,
         "num_warps": 4 if width <= 32 else 8,
@@ -202,14 +209,24 @@ def _programs(rows: int, tile: dict[str, int | float | bool]) -> int:
 
 @triton_op("robuq_bench::rotate", mutates_args=())
 def rotate(
-    x: Tensor, mask: Tensor | None, signs: Tensor | None, left: Tensor, right: Tensor, n: int, inverse: bool
+    x: Tensor,
+    mask: Tensor | None,
+    signs: Tensor | None,
+    left: Tensor,
+    right: Tensor,
+    n: int,
+    inverse: bool,
+    tail: Tensor | None = None,
 ) -> Tensor:
-    """(x[:, :n] * signs) H, float32; or, `inverse`, ((x[:, :n] * mask) H^T) * signs, bfloat16. Both [rows, n]."""
+    """(x[:, :n] * signs) H, float32; or, `inverse`, ((x[:, :n] * mask) H^T) * signs, bfloat16. Both [rows, n].
+
+    Columns of `tail` [rows, a power of two], bfloat16, follow when it is given.
+    """
     from robuq_bench.quant import fused_kernels as kernels
 
-    rows = len(x)
-    out = x.new_empty(rows, n, dtype=torch.bfloat16 if inverse else torch.float32)
-    tile = _tile(n, left, right)
+    rows, columns = len(x), 0 if tail is None else tail.shape[1]
+    out = x.new_empty(rows, n + columns, dtype=torch.bfloat16 if inverse else torch.float32)
+    tile = _tile(rows, n, left, right)
     wrap_triton(kernels.rotate)[(_programs(rows, tile),)](
         x,
         out,
@@ -217,10 +234,14 @@ def rotate(
         x if signs is None else signs,
         left,
         right,
+        x if tail is None else tail,
         rows,
         x.stride(0),
         x.stride(1),
+        0 if tail is None else tail.stride(0),
         N=n,
+        TAIL=columns,
+        POOL=_power(tile["GROUP"]),
         INVERSE=inverse,
         SIGNED=signs is not None,
         MASKED=mask is not None,
@@ -270,7 +291,7 @@ class _Linear(torch.autograd.Function):
             hat, mask = rotate_quantise(x, branch, signs, left, right, rank, extra, numbers[1], *inputs)
         else:
             hat, mask = quantise_rows(x, x, None, None, 0, extra, True, numbers[1], *inputs)
-        ctx.save_for_backward(x if rank else None, hat, joint, weight_mask, mask, thin)
+        ctx.save_for_backward(x if rank else None, hat, joint, weight_mask, mask, thin, down)
         ctx.rotation = (signs, left, right)
         ctx.sizes = (rows, n, m, rank)
         ctx.flags = (weights[1] > 0, inputs[1] > 0, bias is not None)
@@ -278,7 +299,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        x, hat, joint, weight_mask, mask, thin = ctx.saved_tensors
+        x, hat, joint, weight_mask, mask, thin, down = ctx.saved_tensors
         rotation = ctx.rotation
         rows, n, m, rank = ctx.sizes
         weights_masked, inputs_masked, biased = ctx.flags
@@ -288,14 +309,18 @@ class _Linear(torch.autograd.Function):
         weight_gradient, up_gradient, bias_gradient = split_gradient(
             gradient.T @ hat, weight_mask if weights_masked else None, n, rank
         )
-        branch = gradient @ up if rank else None
+        branch = None
         if len(rotation[2]) and mask is None and rows >= m:
-            # Rotating the weights back costs what rotating as many tokens would.
-            back = rotate(joint, None, *rotation, n, True)
-            inward = gradient @ (torch.addmm(back, up, thin) if rank else back)
+            # Rotating the weights back costs what rotating as many tokens would; `up` comes along for the branch.
+            whole = torch.addmm(weight, up, down.to(torch.bfloat16)) if rank else joint
+            tail = joint[:, n : n + max(16, _power(rank))] if rank else None
+            inward = gradient @ rotate(whole, None, *rotation, n, True, tail)
+            inward, branch = inward[:, :n], inward[:, n : n + rank]
         elif len(rotation[2]):
             inward = rotate(gradient @ weight, mask, *rotation, n, True)
-            inward = torch.addmm(inward, branch, thin) if rank else inward
+            if rank:
+                branch = gradient @ up
+                inward = torch.addmm(inward, branch, thin)
         else:
             inward = gradient @ weight if mask is None else gradient @ weight * mask
         return (

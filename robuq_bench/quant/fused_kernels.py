@@ -209,10 +209,14 @@ def rotate(
     signs,
     left,
     right,
+    tail,
     rows,
     x_row,
     x_column,
+    tail_row,
     N: tl.constexpr,
+    TAIL: tl.constexpr,
+    POOL: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
     SIDE: tl.constexpr,
@@ -224,7 +228,7 @@ def rotate(
     SIGNED: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """(x * signs) H, or ((x * mask) H^T) * signs when INVERSE, of x [rows, N]."""
+    """(x * signs) H, or ((x * mask) H^T) * signs when INVERSE, of x [rows, N]; then TAIL columns of `tail`."""
     i = tl.arange(0, SIDE)
     token = i // LEFT
     column = (i % LEFT)[:, None] * RIGHT + tl.arange(0, RIGHT)[None, :]
@@ -248,7 +252,14 @@ def rotate(
         y = _mix(value.to(tl.bfloat16), a, b, MIX_LEFT) * SCALE
         if SIGNED and INVERSE:
             y *= sign
-        tl.store(out + own * N + place, y.to(out.dtype.element_ty), mask=inside)
+        place = (token * (N + TAIL))[:, None] + column
+        tl.store(out + own * (N + TAIL) + place, y.to(out.dtype.element_ty), mask=inside)
+        if TAIL > 0:
+            row = tl.arange(0, POOL)[:, None]
+            extra = tl.arange(0, TAIL)[None, :]
+            inside = (row < GROUP) & (first + row < rows)
+            last = tl.load(tail + own * tail_row + row * tail_row + extra, mask=inside, other=0.0)
+            tl.store(out + own * (N + TAIL) + row * (N + TAIL) + N + extra, last, mask=inside)
 
 
 @triton.jit

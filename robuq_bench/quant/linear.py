@@ -1,5 +1,6 @@
 """The quantised linear layer: rotate, quantise, multiply, add the low-rank branch (paper-facts 1.2-1.5)."""
 
+import scipy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -7,8 +8,23 @@ from torch.nn import functional as F
 from robuq_bench.config.recipe import LowRank
 from robuq_bench.errors import BenchError
 from robuq_bench.quant import fused
+from robuq_bench.quant.formats import TINY
 from robuq_bench.quant.hadamard import block_width, factors, mix
 from robuq_bench.quant.quantiser import Quantiser
+
+
+def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """(up [m, rank], down [rank, n]), float64: the best approximation of matrix [m, n], singular values halved between.
+
+    From the largest eigenvalues of the smaller Gram matrix: a tenth of the time of a whole decomposition.
+    """
+    tall = matrix.double() if len(matrix) >= matrix.shape[1] else matrix.double().T
+    last = tall.shape[1] - 1
+    values, right = scipy.linalg.eigh((tall.T @ tall).cpu().numpy(), subset_by_index=[last - rank + 1, last])
+    right = torch.from_numpy(right).flip(1)
+    root = torch.from_numpy(values).flip(0).clamp_min(TINY).sqrt().sqrt()
+    outer, inner = tall @ right / root, (right * root).T
+    return (outer, inner) if tall.shape == matrix.shape else (inner.T, outer.T)
 
 
 class QuantLinear(nn.Module):
@@ -122,9 +138,7 @@ class QuantLinear(nn.Module):
             up = torch.zeros(outputs, branch.rank)
         else:
             target = self.weight - self.quantised_weight() if branch.of == "error" else self.weight
-            left, values, right = torch.linalg.svd(target.double(), full_matrices=False)
-            root = values[: branch.rank].sqrt()
-            up, down = left[:, : branch.rank] * root, root[:, None] * right[: branch.rank]
+            up, down = leading(target, branch.rank)
         self.up, self.down = (nn.Parameter(part.to(self.weight)) for part in (up, down))
         if branch.of == "weight":  # else the branch adds to what the quantised weight keeps
             self.weight -= self.up @ self.down

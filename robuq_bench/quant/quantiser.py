@@ -71,7 +71,7 @@ class Quantiser:
         """Scale of each group of `x`; offset includes the mean when the recipe centres."""
         groups = self.groups(x)
         mean = groups.mean(-1, keepdim=True) if self.spec.centre else None
-        rule = Rule(self.spec.format, self.bits, self.spec.step, self.spec.threshold)
+        rule = Rule(self.spec.format, self.bits, self.spec.step, self.spec.threshold, self.spec.stretch)
         found = SCALE_RULES[self.spec.scale](groups if mean is None else groups - mean, rule)
         if mean is None:
             return found

@@ -7,13 +7,16 @@ from robuq_bench.models.dit import linears, predict
 from robuq_bench.quant.convert import quant_linears
 from robuq_bench.quant.timed import TimedQuantiser
 from robuq_bench.seeds import seed
-from robuq_bench.train.objective import draw, loss
+from robuq_bench.train.objective import FLOW, draw, loss, noised
+from robuq_bench.train.processes import Process
 
 BATCHES, BATCH = 8, 64
 
 
 @torch.no_grad()
-def input_ranges(model: nn.Module, signal: Tensor, labels: Tensor, no_class: int) -> dict[str, Tensor]:
+def input_ranges(
+    model: nn.Module, signal: Tensor, labels: Tensor, no_class: int, process: Process = FLOW
+) -> dict[str, Tensor]:
     """max|x| per input channel [in] of every block linear over 512 noisy training images at random times."""
     found: dict[str, Tensor] = {}
 
@@ -27,7 +30,7 @@ def input_ranges(model: nn.Module, signal: Tensor, labels: Tensor, no_class: int
     hooks = [layer.register_forward_pre_hook(watch(name)) for name, (_, _, layer) in linears(model).items()]
     try:
         for index in range(BATCHES):
-            loss(model, draw(signal, labels, BATCH, no_class, 0.0, seed("calibrate", index)))
+            loss(model, draw(signal, labels, BATCH, no_class, 0.0, seed("calibrate", index), process), process)
     finally:
         for hook in hooks:
             hook.remove()
@@ -35,7 +38,7 @@ def input_ranges(model: nn.Module, signal: Tensor, labels: Tensor, no_class: int
 
 
 @torch.no_grad()
-def fit_timed(model: nn.Module, signal: Tensor, labels: Tensor) -> None:
+def fit_timed(model: nn.Module, signal: Tensor, labels: Tensor, process: Process = FLOW) -> None:
     """Fit every time-aware quantiser of `model`, interval by interval, to noisy training images of those times.
 
     Layers see inputs that the layers before them have already quantised, as they will in training.
@@ -49,14 +52,14 @@ def fit_timed(model: nn.Module, signal: Tensor, labels: Tensor) -> None:
         index = torch.randint(len(signal), (BATCH,), generator=generator)
         noise = torch.randn((BATCH, *signal.shape[1:]), generator=generator)
         time = torch.full((BATCH,), (bucket + 0.5) / buckets)
-        share = time[:, None, None, None]
+        batch = noised(signal[index], labels[index], noise, time, process)
 
         def fit(layer: nn.Module, inputs: tuple[Tensor], bucket: int = bucket) -> None:
             layer.activation_quantiser.fit(layer.hidden(inputs[0]), bucket)
 
         hooks = [layer.register_forward_pre_hook(fit) for layer in layers]
         try:
-            predict(model, (1 - share) * signal[index] + share * noise, time, labels[index])
+            predict(model, batch.x, batch.time, batch.labels)
         finally:
             for hook in hooks:
                 hook.remove()

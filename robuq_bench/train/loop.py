@@ -15,9 +15,14 @@ from robuq_bench.errors import Diverged
 from robuq_bench.models.dit import layer_type, linears
 from robuq_bench.progress import Bar
 from robuq_bench.quant.timed import timed_quantisers
+from robuq_bench.quant.warm import WarmBits
 from robuq_bench.seeds import seed
-from robuq_bench.train.objective import Batch, draw, loss, taught
+from robuq_bench.train.captured import Captured
+from robuq_bench.train.distributed import ALONE, World
+from robuq_bench.train.objective import FLOW, Teacher, draw
+from robuq_bench.train.processes import Process
 from robuq_bench.train.state import State
+from robuq_bench.train.update import Update, checkpointed, quick
 
 CHECK_EVERY = 50
 """Steps between looks at the loss on a GPU, which runs ahead meanwhile; on a CPU every step is looked at."""
@@ -39,20 +44,6 @@ def learning_rate(step: int, plan: Training) -> float:
     return plan.lr * (plan.final_lr + (1 - plan.final_lr) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-class Average:
-    """Exponential moving average of the trainable weights, with the usual warm-up of the decay."""
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
-        self.live = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.weights = {name: p.detach().clone() for name, p in self.live.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.weights.values()), [p.detach() for p in self.live.values()], 1 - decay)
-
-
 def train(
     model: nn.Module,
     signal: Tensor,
@@ -63,49 +54,50 @@ def train(
     state: State,
     label: str = "train",
     device: str = "cpu",
-    teacher: nn.Module | None = None,
+    teacher: Teacher | None = None,
     phases: tuple[Phase, ...] = (),
+    warm: WarmBits | None = None,
+    process: Process = FLOW,
+    world: World = ALONE,
 ) -> Outcome:
     """Train `model` in place for `plan.steps` steps and return averaged weights and losses.
 
-    `signal` float32 [N, C, H, W] in [-1, 1] and `labels` int64 [N] are moved to the device once. Every step draws
-    from (run_seed, step), so a run that was cut and goes on from `state` equals the uncut one, bit for bit on a CPU
-    with the same thread count. With a `teacher` its output is the target; with `phases` each trains some layers alone.
+    `signal` float32 [N, C, H, W] in [-1, 1], or latents on disk, and `labels` int64 [N] go to the device. Every step
+    draws from (run_seed, step), so a run that was cut and goes on from `state` equals the uncut one, bit for bit on a
+    CPU with the same thread count. On a GPU the step is a CUDA graph, replayed. With a `teacher` its output is the
+    target, or part of it; with `phases` each trains some layers alone; `warm` widens activations at first. With `world`
+    each process takes its part of the batch; the losses are those of one process, to rounding.
     Raises Diverged within CHECK_EVERY steps of the first non-finite loss.
     """
     signal, labels = signal.to(device), labels.to(device)
-    if plan.compile:
-        for block in model.transformer_blocks:  # one graph serves all blocks
-            block.compile()
-    optimiser = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=plan.lr,
-        weight_decay=plan.weight_decay,
-        betas=(0.9, 0.99),
-        fused=True,
-    )
-    average, losses, first = Average(model, plan.ema), [], 0
-    if (found := state.latest()) is not None:
-        first = found[0]
-        losses = _restore(found[1], model, optimiser, average)
-    model.train()
+    part = world.part(plan.batch)
+    world.share(list(model.parameters()))
+    update = Update(model, plan, teacher, process, world)
+    captured = signal.is_cuda and world.size == 1
+    run = Captured(update) if captured else update
     every = CHECK_EVERY if signal.is_cuda else 1
     pending: list[Tensor] = []  # losses not yet read: reading one waits for the GPU
-    with Bar(label, plan.steps, first) as bar:
-        for step in range(first, plan.steps):
-            batch = draw(signal, labels, plan.batch, no_class, plan.label_dropout, seed("batch", run_seed, step))
-            select(model, phases, step / plan.steps)
-            pending.append(_step(model, optimiser, batch, learning_rate(step, plan), plan, teacher))
-            average.update(step)
-            last, saves = step + 1 == plan.steps, (step + 1) % plan.save_every == 0
-            if last or saves or len(pending) == every:
-                losses += _finite(torch.stack(pending).tolist(), len(losses), label)
-                bar.advance(len(pending), loss=sum(losses[-50:]) / len(losses[-50:]))
-                pending = []
-            if saves and not last:
-                state.save(step + 1, _snapshot(model, optimiser, average, losses))
+    with quick(model, plan), checkpointed(model, plan.checkpointing):
+        first, losses = _restore(state, update)
+        model.train()
+        with Bar(label, plan.steps, first) as bar:
+            for step in range(first, plan.steps):
+                drawn = seed("batch", run_seed, step)
+                batch = draw(signal, labels, plan.batch, no_class, plan.label_dropout, drawn, process, part)
+                select(model, phases, step / plan.steps)
+                if warm and warm.at(step / plan.steps) and captured:
+                    run = Captured(update)  # a recording holds the bits it was made with
+                run.prepare(step, learning_rate(step, plan))
+                pending.append(run(batch))
+                last, saves = step + 1 == plan.steps, (step + 1) % plan.save_every == 0
+                if last or saves or len(pending) == every:
+                    losses += _finite(torch.stack(pending).tolist(), len(losses), label)
+                    bar.advance(len(pending), loss=sum(losses[-50:]) / len(losses[-50:]))
+                    pending = []
+                if saves and not last and world.leads:
+                    state.save(step + 1, _snapshot(update, losses))
     model.requires_grad_(True)
-    return Outcome(average.weights, losses)
+    return Outcome(update.average.weights, losses)
 
 
 def select(model: nn.Module, phases: tuple[Phase, ...], progress: float) -> None:
@@ -125,26 +117,6 @@ def select(model: nn.Module, phases: tuple[Phase, ...], progress: float) -> None
         quantiser.requires_grad_(True)
 
 
-def _step(
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    lr: float,
-    plan: Training,
-    teacher: nn.Module | None,
-) -> Tensor:
-    """One update; the loss [] stays on the device."""
-    for group in optimiser.param_groups:
-        group["lr"] = lr
-    with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=plan.precision == "bfloat16"):
-        value = loss(model, batch if teacher is None else taught(teacher, batch))
-    value.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), plan.grad_clip)
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    return value.detach()
-
-
 def _finite(losses: list[float], first: int, label: str) -> list[float]:
     """`losses` of the steps from `first` on. Raises Diverged when one is not finite."""
     for step, value in enumerate(losses, first):
@@ -153,19 +125,24 @@ def _finite(losses: list[float], first: int, label: str) -> list[float]:
     return losses
 
 
-def _snapshot(model: nn.Module, optimiser, average: Average, losses: list[float]) -> dict[str, Any]:
+def _snapshot(update: Update, losses: list[float]) -> dict[str, Any]:
     return {
-        "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "average": average.weights,
+        "model": update.model.state_dict(),
+        "optimiser": update.optimiser.state_dict(),
+        "average": update.average.weights,
         "losses": losses,
     }
 
 
-def _restore(value: dict[str, Any], model: nn.Module, optimiser, average: Average) -> list[float]:
-    model.load_state_dict(value["model"])
-    optimiser.load_state_dict(value["optimiser"])
+def _restore(state: State, update: Update) -> tuple[int, list[float]]:
+    """Put `update` where the newest state is: (steps done, their losses)."""
+    found = state.latest()
+    if found is None:
+        return 0, []
+    step, value = found
+    update.model.load_state_dict(value["model"])
+    update.optimiser.load_state_dict(value["optimiser"])
     with torch.no_grad():
-        for name, weight in average.weights.items():
+        for name, weight in update.average.weights.items():
             weight.copy_(value["average"][name])
-    return list(value["losses"])
+    return step, list(value["losses"])

@@ -1,4 +1,4 @@
-"""Rectified flow: the one loss of full-precision training and QAT (arXiv 2209.03003; times as in arXiv 2403.03206)."""
+"""Training batches, and the one loss of full-precision training and QAT, for any process (train.processes)."""
 
 from dataclasses import dataclass, replace
 
@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robuq_bench.data import ImageSet
 from robuq_bench.models.dit import predict
-from robuq_bench.seeds import seed
+from robuq_bench.train.processes import PROCESSES, Process
 
-HELD_OUT_TIMES = 8
+FLOW = PROCESSES["flow"]
+ALL = slice(None)
 
 
 def to_signal(images: np.ndarray) -> Tensor:
@@ -33,12 +33,29 @@ class Batch:
     labels: Tensor
     target: Tensor
 
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def split(self, size: int | None) -> list["Batch"]:
+        """Parts of `size` images, the last may be smaller; None: one part."""
+        parts = (getattr(self, name).split(size or len(self)) for name in ("x", "time", "labels", "target"))
+        return [Batch(*part) for part in zip(*parts, strict=True)]
+
     def to(self, device: str) -> "Batch":
         return Batch(*(getattr(self, name).to(device) for name in ("x", "time", "labels", "target")))
 
 
-def draw(signal: Tensor, labels: Tensor, size: int, no_class: int, dropout: float, draw_seed: int) -> Batch:
-    """A training batch that depends on `draw_seed` alone, so that a resumed run sees the same data.
+def draw(
+    signal: Tensor,
+    labels: Tensor,
+    size: int,
+    no_class: int,
+    dropout: float,
+    draw_seed: int,
+    process: Process = FLOW,
+    part: slice = ALL,
+) -> Batch:
+    """A training batch that depends on `draw_seed` alone, so that a resumed run sees the same data; or a part of it.
 
     Drawn where `signal` lies: a GPU draws other numbers than a CPU from the same seed.
     """
@@ -46,43 +63,35 @@ def draw(signal: Tensor, labels: Tensor, size: int, no_class: int, dropout: floa
     generator = torch.Generator(device).manual_seed(draw_seed)
     index = torch.randint(len(signal), (size,), generator=generator, device=device)
     noise = torch.randn((size, *signal.shape[1:]), generator=generator, device=device)
-    time = torch.sigmoid(torch.randn(size, generator=generator, device=device))
+    time = process.times(size, generator, device)
     dropped = torch.rand(size, generator=generator, device=device) < dropout
-    return _noised(signal[index], labels[index].masked_fill(dropped, no_class), noise, time)
+    index, dropped = index[part], dropped[part]
+    return noised(signal[index], labels[index].masked_fill(dropped, no_class), noise[part], time[part], process)
 
 
-def _noised(signal: Tensor, labels: Tensor, noise: Tensor, time: Tensor) -> Batch:
-    share = time[:, None, None, None]
-    return Batch((1 - share) * signal + share * noise, time, labels, noise - signal)
+def noised(signal: Tensor, labels: Tensor, noise: Tensor, time: Tensor, process: Process = FLOW) -> Batch:
+    x, target = process.noised(signal, noise, time)
+    return Batch(x, time, labels, target)
 
 
-def loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean squared error of the predicted velocity."""
-    return (predict(model, batch.x, batch.time, batch.labels).float() - batch.target).square().mean()
+def loss(model: nn.Module, batch: Batch, process: Process = FLOW) -> Tensor:
+    """[] float32: how far the model's output is from the target, as the process judges it."""
+    return process.loss(predict(model, batch.x, batch.time, batch.labels), batch.x, batch.time, batch.target)
 
 
-@torch.no_grad()
-def taught(teacher: nn.Module, batch: Batch) -> Batch:
-    """The batch with the teacher's output as target."""
-    return replace(batch, target=predict(teacher, batch.x, batch.time, batch.labels).float())
+@dataclass(frozen=True)
+class Teacher:
+    """A model whose output makes up `share` of the training target; the data's own target is the rest.
 
-
-@torch.no_grad()
-def held_out_loss(model: nn.Module, held_out: ImageSet, device: str, size: int = 128) -> tuple[float, float]:
-    """(loss, loss of predicting zero) on held-out images with fixed noise and evenly spread times.
-
-    The second is the mean square of the target: a model that does not beat it has learnt, or kept, nothing.
+    The gradient of the squared error to that mixture is the mixture of the two losses' gradients.
     """
-    signal, labels = to_signal(held_out.images), torch.from_numpy(held_out.labels)
-    total, trivial, count = 0.0, 0.0, 0
-    size = min(size, len(signal))
-    for start in range(0, len(signal) - size + 1, size):
-        generator = torch.Generator().manual_seed(seed("held-out", start))
-        part = slice(start, start + size)
-        noise = torch.randn(signal[part].shape, generator=generator)
-        time = ((torch.arange(size) + start // size) % HELD_OUT_TIMES + 0.5) / HELD_OUT_TIMES
-        batch = _noised(signal[part], labels[part], noise, time).to(device)
-        total += loss(model, batch).item()
-        trivial += batch.target.square().mean().item()
-        count += 1
-    return total / count, trivial / count
+
+    model: nn.Module
+    share: float = 1.0
+
+
+@torch.no_grad()
+def taught(teacher: Teacher, batch: Batch, process: Process = FLOW) -> Batch:
+    """The batch with the teacher's share in its target."""
+    output = predict(teacher.model, batch.x, batch.time, batch.labels)
+    return replace(batch, target=process.taught(batch.target, output, teacher.share))

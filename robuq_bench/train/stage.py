@@ -1,6 +1,8 @@
 """Train one row: full precision from scratch, or quantisation-aware from a full-precision checkpoint."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,18 +11,20 @@ from torch import nn
 from robuq_bench import provenance
 from robuq_bench.config.preset import Preset, Training, load_preset, preset_arguments
 from robuq_bench.config.recipe import Variant
-from robuq_bench.config.row import load_row
-from robuq_bench.data import ImageSet
-from robuq_bench.devices import describe, use
+from robuq_bench.config.row import load_row, training_plan
+from robuq_bench.devices import describe, expect, held_seconds, release, use
 from robuq_bench.errors import BenchError, Diverged
 from robuq_bench.files import sha256_file, write_json
-from robuq_bench.models import checkpoint, dit
+from robuq_bench.models import checkpoint, dit, pretrained
 from robuq_bench.quant.convert import convert, uniform_bits
+from robuq_bench.quant.warm import WarmBits
 from robuq_bench.train.bits import check_profiled, check_wanted, read_bits
 from robuq_bench.train.calibrate import fit_timed, input_ranges
-from robuq_bench.train.images import images
+from robuq_bench.train.distributed import ALONE, World, together
+from robuq_bench.train.examples import Examples, examples
+from robuq_bench.train.held_out import held_out_loss
 from robuq_bench.train.loop import Outcome, train
-from robuq_bench.train.objective import held_out_loss, to_signal
+from robuq_bench.train.objective import Teacher
 from robuq_bench.train.state import State, fingerprint
 
 EXAMPLE = """robuq-bench train --preset quick --recipe robuq --variant W1.58A2 --start fp.safetensors \\
@@ -48,95 +52,113 @@ def run(args: argparse.Namespace) -> None:
     preset = load_preset(args.preset, args.set)
     variant = load_row(preset, args.recipe, args.variant)
     check_wanted(variant, args.bits)
-    plan = preset.train if variant.method.training == "none" else preset.qat
-    device = use(preset.device, plan.threads)
-    train_set, held_out = images(preset)
-    model, bits = prepare(preset, variant, train_set, args.seed, args.start, args.bits)
-    state = State(
-        args.state,
-        fingerprint(
-            code=provenance.code_digest(__name__),
-            preset=preset.model_dump(include={"data", "model", "device"}),
-            plan=plan,
-            variant=variant,
-            seed=args.seed,
-            data=train_set.digest,
-            start=sha256_file(args.start) if args.start else None,
-            bits=bits,
-            torch=torch.__version__,
-        ),
-    )
-    model.to(device)
-    label = f"train {args.recipe} {args.variant} seed {args.seed}"
-    status, reason, facts = "ok", "", {}
-    try:
-        check_profiled(args.bits)
-        if variant.method.training == "ptq":
-            outcome = Outcome({}, [])
-        else:
-            outcome = fit(model, preset, variant, plan, train_set, args.seed, args.start, state, label, device)
-        facts = _finish(model, outcome, held_out, device, label)
-        losses = outcome.losses
-    except torch.OutOfMemoryError as error:
-        key = "train" if plan is preset.train else "qat"
-        raise BenchError(
-            f"{label}: the GPU's memory does not hold a batch of {plan.batch}; try --set {key}.batch={plan.batch // 2} "
-            "(the same for all rows)"
-        ) from error
-    except Diverged as error:
-        if not args.record_divergence:
-            raise
-        status, reason, losses = "diverged", str(error), []
-    facts |= {"train_images": len(train_set), "data": train_set.digest, "plan": plan.model_dump()}
-    card = checkpoint.Card(
-        kind="trained",
-        preset=args.preset,
+    plan = training_plan(preset, variant)
+    expect(preset.device, plan.threads)
+    train_set, held_out = examples(preset)
+    model, bits, source = prepare(preset, variant, train_set, args.seed, args.start, args.bits)
+    facts = {"train_images": train_set.count, "data": train_set.digest, "plan": plan.model_dump(), **source}
+    same = fingerprint(
+        code=provenance.code_digest(__name__),
+        preset=preset.model_dump(include={"data", "latents", "objective", "model", "device"}),
+        plan=plan,
         variant=variant,
         seed=args.seed,
-        model=preset.model,
-        shape=dit_shape(train_set),
+        data=train_set.digest,
+        start=sha256_file(args.start) if args.start else None,
         bits=bits,
-        status=status,
-        reason=reason,
-        facts=facts,
-        provenance=provenance.collect(describe(device)),
+        torch=torch.__version__,
     )
-    checkpoint.save(args.model, model.state_dict() if status == "ok" else {}, card)
-    curve = {"status": status, "reason": reason, "losses": losses, **facts, "provenance": card.provenance}
-    write_json(args.curve, curve)
-    state.clear()
+    device = use(preset.device, plan.threads)
+    model.to(device)
+    label = f"train {args.recipe} {args.variant} seed {args.seed}"
+    status, reason, losses = "ok", "", []
+    with together(device) as world:
+        state = world.lead_first(lambda: State(args.state, same))
+        try:
+            check_profiled(args.bits)
+            outcome = Outcome({}, [])
+            if is_trained(preset, variant):
+                with fitting(label, plan, "train" if plan is preset.train else "qat", world):
+                    work = (model, preset, variant, plan, train_set, args.seed, args.start, state, label, device)
+                    outcome = fit(*work, world)
+            facts |= _finish(model, outcome, held_out, device, label)
+            losses = outcome.losses
+        except Diverged as error:
+            if not args.record_divergence:
+                raise
+            status, reason, losses = "diverged", str(error), []
+        model.cpu()
+        release()
+        if world.leads:
+            card = checkpoint.Card(
+                kind="trained",
+                preset=args.preset,
+                variant=variant,
+                seed=args.seed,
+                model=preset.model,
+                shape=train_set.shape,
+                bits=bits,
+                status=status,
+                reason=reason,
+                facts=facts,
+                provenance=provenance.collect(describe(device), device_seconds=held_seconds(), processes=world.size),
+            )
+            checkpoint.save(args.model, model.state_dict() if status == "ok" else {}, card)
+            curve = {"status": status, "reason": reason, "losses": losses, **facts, "provenance": card.provenance}
+            write_json(args.curve, curve)
+            state.clear()
+        world.wait()
 
 
-def dit_shape(image_set: ImageSet) -> dit.Shape:
-    return dit.Shape(image_set.images.shape[1], image_set.images.shape[3], len(image_set.classes))
+def is_trained(preset: Preset, variant: Variant) -> bool:
+    """Whether there is anything to train: not after training, and not where a published model is taken as it is."""
+    return variant.method.training != "ptq" and not (variant.method.training == "none" and preset.pretrained)
+
+
+@contextmanager
+def fitting(label: str, plan: Training, key: str, world: World) -> Iterator[None]:
+    """Raises BenchError when the GPU's memory does not hold what a step takes at a time."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        count = plan.micro_batch or plan.batch // world.size
+        raise BenchError(
+            f"{label}: the GPU's memory does not hold a batch of {count}; try --set {key}.micro_batch="
+            f"{max(count // 2, 1)} (gradients still add up to {plan.batch} images a step)"
+        ) from error
 
 
 def prepare(
     preset: Preset,
     variant: Variant,
-    train_set: ImageSet,
+    train_set: Examples,
     run_seed: int,
     start: Path | None,
     bits_file: Path | None = None,
-) -> tuple[nn.Module, dict[str, int]]:
-    """The model to train, and its activation bits per layer: those of the file, or the variant's in all.
+) -> tuple[nn.Module, dict[str, int], dict[str, str]]:
+    """(the model to train; its activation bits per layer, those of the file or the variant's in all; where it is from).
 
     Raises BenchError when the start or the file does not fit.
     """
     if (variant.method.training == "none") != (start is None):
         needs = "starts from scratch, so --start is out of place" if start else "needs --start, a trained checkpoint"
         raise BenchError(f"recipe '{variant.recipe}' {needs}")
-    shape = dit_shape(train_set)
-    model = full_precision(preset, shape, start) if start else dit.build(preset.model, shape, init_seed=run_seed)
+    source = {}
+    if start:
+        model = full_precision(preset, train_set.shape, start)
+    elif preset.pretrained:
+        model, source["pretrained"] = pretrained.load(preset.pretrained, preset.model, train_set.shape)
+    else:
+        model = dit.build(preset.model, train_set.shape, init_seed=run_seed)
     bits = uniform_bits(model, variant)
     if bits_file is not None:
         bits = read_bits(bits_file, variant, bits)
-    signal, labels = to_signal(train_set.images), torch.from_numpy(train_set.labels)
+    data, process = (train_set.signal, train_set.labels), train_set.process
     smooths = variant.method.smoothing is not None
-    ranges = input_ranges(model, signal, labels, len(train_set.classes)) if smooths else None
+    ranges = input_ranges(model, *data, train_set.shape.classes, process) if smooths else None
     convert(model, variant, bits, run_seed, ranges)
-    fit_timed(model, signal, labels)
-    return model, bits
+    fit_timed(model, *data, process)
+    return model, bits, source
 
 
 def full_precision(preset: Preset, shape: dit.Shape, start: Path) -> nn.Module:
@@ -154,30 +176,34 @@ def fit(
     preset: Preset,
     variant: Variant,
     plan: Training,
-    train_set: ImageSet,
+    train_set: Examples,
     run_seed: int,
     start: Path | None,
     state: State,
     label: str,
     device: str,
+    world: World = ALONE,
 ) -> Outcome:
     """Train a prepared model as the recipe says, for the steps of `plan`. Raises Diverged."""
-    signal, labels = to_signal(train_set.images), torch.from_numpy(train_set.labels)
-    teacher = _teacher(preset, train_set, start, device) if variant.method.loss == "distil" else None
-    phases = variant.method.phases
-    no_class = len(train_set.classes)
-    return train(model, signal, labels, no_class, plan, run_seed, state, label, device, teacher, phases)
+    method, signal, labels = variant.method, train_set.signal, train_set.labels
+    teacher = _teacher(preset, train_set, start, device, method.distil_share) if method.loss == "distil" else None
+    no_class = train_set.shape.classes
+    warm = WarmBits(model, method.schedule)
+    learning = (teacher, method.phases, warm, train_set.process, world)
+    return train(model, signal, labels, no_class, plan, run_seed, state, label, device, *learning)
 
 
-def _teacher(preset: Preset, train_set: ImageSet, start: Path, device: str) -> nn.Module:
-    return full_precision(preset, dit_shape(train_set), start).to(device).eval().requires_grad_(False)
+def _teacher(preset: Preset, train_set: Examples, start: Path, device: str, share: float) -> Teacher:
+    model = full_precision(preset, train_set.shape, start).to(device).eval().requires_grad_(False)
+    return Teacher(model, share)
 
 
-def _finish(model: nn.Module, outcome: Outcome, held_out: ImageSet, device: str, label: str) -> dict[str, float]:
+def _finish(model: nn.Module, outcome: Outcome, held_out: Examples, device: str, label: str) -> dict[str, float]:
     """Load the averaged weights and measure the held-out loss. Raises Diverged when it is no better than zero."""
     model.load_state_dict(outcome.weights, strict=False)
     model.eval()
-    value, trivial = held_out_loss(model, held_out, device)
+    size = 1000 if device == "cuda" else 128  # a GPU waits for launches, a CPU for memory
+    value, trivial = held_out_loss(model, held_out, device, size)
     if not value < trivial:
         raise Diverged(f"{label}: held-out loss {value:.4g} is no better than predicting zero ({trivial:.4g})")
     return {"held_out_loss": value, "trivial_loss": trivial}

@@ -36,9 +36,12 @@ class State:
         """(step, value) of the newest readable state, or None. A damaged file is passed over, and logged."""
         for path in reversed(self._files()):
             try:
-                return int(path.stem[4:]), torch.load(path, weights_only=True)
+                step, value = int(path.stem[4:]), torch.load(path, weights_only=True)
             except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, ValueError) as error:
                 LOG.warning("%s: damaged state, passed over (%s)", path, " ".join(str(error).split())[:120])
+                continue
+            LOG.info("%s: goes on from step %d", self.folder, step)
+            return step, value
         return None
 
     def clear(self) -> None:

@@ -4,6 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from robuq_bench.config.ablation import load_ablation
+from robuq_bench.config.preset import DiT
+from robuq_bench.config.recipe import load_variant
 from robuq_bench.models.dit import LINEARS, layer_type, linears
 from robuq_bench.quant.attention import EightBitAttention
 from robuq_bench.quant.convert import convert, quant_linears, uniform_bits
@@ -52,6 +55,13 @@ def test_precision_map(row, converted):
     for outside in (embedder.linear_1, embedder.linear_2, model.proj_out_1, model.proj_out_2):
         assert type(outside) is nn.Linear
     assert type(model.pos_embed.proj) is nn.Conv2d
+
+
+def test_layer_types_with_a_rank_of_their_own(converted):
+    model = converted("robuq_uniform,low_rank.rank=4,low_rank.ranks.fc1=7,low_rank.ranks.adaln=0/W1.58A2")
+    for name, layer in quant_linears(model).items():
+        wanted = {"fc1": 7, "adaln": None}.get(layer_type(name), 4)
+        assert (None if layer.down is None else len(layer.down)) == wanted, name
 
 
 def test_rotation_widths(converted):
@@ -180,3 +190,12 @@ def test_smoothing_uses_the_ranges_of_inputs_and_weights(denoiser, variant):
     torch.testing.assert_close(layer.weight.detach(), weight * expected)
     bare = quant_linears(convert(denoiser(), changed, bits, 0))["blocks.1.fc2"]
     assert torch.equal(bare.smooth, torch.ones(192))
+
+
+def test_what_might_beat_robuq_trains_on_the_fused_path(in_root, denoiser, shape):
+    """An unfused layer would cost three times as much to train: no setting of the ablation has one."""
+    for _, recipe, name in load_ablation("beat_robuq").rows():
+        row = load_variant(recipe, name)
+        model = denoiser(spec=DiT(width=48, depth=1, heads=2, patch=2), shape=shape)
+        convert(model, row, uniform_bits(model, row), 0)
+        assert all(layer.fused_rules is not None and layer.gain is None for layer in quant_linears(model).values()), row

@@ -236,6 +236,14 @@ def test_robust_quantiser_with_mid_rise_levels(bits, step):
     np.testing.assert_allclose(actual, nearest * sigma, rtol=1e-10)
 
 
+@pytest.mark.parametrize(("format", "bits"), [("midrise", 2), ("midtread", 3), ("lloyd_max", 2)])
+def test_a_stretched_grid_has_its_levels_further_apart(format, bits):
+    x = normal(4, 512, dtype=torch.float64)
+    plain, stretched = (quantiser(format, "rms", bits, stretch=stretch)(x) for stretch in (1, 0.5))
+    torch.testing.assert_close(stretched.unique(), 0.5 * plain.unique())
+    assert (x - stretched).square().mean() > (x - plain).square().mean(), "the plain step is the best one"
+
+
 @pytest.mark.parametrize(("bits", "alpha"), [(1, 0.79788), (2, 1.49353), (3, 2.05107), (4, 2.51393)])
 def test_quest(bits, alpha):
     """paper-facts 4b, as in IST-DASLab/QuEST: clip to alpha rms, round to odd multiples of half a step."""

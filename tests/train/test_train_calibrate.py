@@ -9,7 +9,7 @@ from robuq_bench.quant.convert import convert, uniform_bits
 from robuq_bench.quant.timed import timed_quantisers
 from robuq_bench.train.calibrate import fit_timed, input_ranges
 from robuq_bench.train.loop import select
-from robuq_bench.train.objective import draw, loss, taught
+from robuq_bench.train.objective import Teacher, draw, loss, taught
 
 
 @pytest.fixture
@@ -62,8 +62,22 @@ def test_timed_ranges_follow_the_time(denoiser, variant, signal, labels):
 def test_the_teacher_is_the_target(denoiser, signal, labels):
     teacher, student = denoiser(0), denoiser(1)
     batch = draw(signal, labels, 8, 10, 0.1, draw_seed=3)
-    assert loss(teacher, taught(teacher, batch)).item() == 0
-    assert loss(student, taught(teacher, batch)).item() > 0
+    assert loss(teacher, taught(Teacher(teacher), batch)).item() == 0
+    assert loss(student, taught(Teacher(teacher), batch)).item() > 0
+
+
+def test_a_share_of_the_teacher_mixes_the_losses(denoiser, signal, labels):
+    """The gradient is (1 - share) times that of the data's loss plus share times that of the teacher's."""
+    teacher, student = denoiser(0), denoiser(1)
+    batch = draw(signal, labels, 8, 10, 0.1, draw_seed=3)
+
+    def gradient(target) -> torch.Tensor:
+        student.zero_grad()
+        loss(student, target).backward()
+        return student.proj_out_2.weight.grad.clone()
+
+    mixed = gradient(taught(Teacher(teacher, 0.25), batch))
+    torch.testing.assert_close(mixed, 0.75 * gradient(batch) + 0.25 * gradient(taught(Teacher(teacher), batch)))
 
 
 def test_phases_train_their_layers_and_the_learned_ranges_alone(denoiser, variant):

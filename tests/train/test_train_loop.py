@@ -13,9 +13,10 @@ from robuq_bench.config.preset import Training
 from robuq_bench.errors import Diverged
 from robuq_bench.models import dit
 from robuq_bench.train import loop
-from robuq_bench.train.loop import Average, learning_rate, train
+from robuq_bench.train.loop import learning_rate, train
 from robuq_bench.train.objective import draw
 from robuq_bench.train.state import State
+from robuq_bench.train.update import Average
 
 
 def plan(**changes) -> Training:
@@ -61,7 +62,8 @@ def test_average_is_the_formula(decay):
     for step in range(40):
         with torch.no_grad():
             model.weight += torch.randn(2, 3, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
-        average.update(step)
+        average.prepare(step)
+        average.update()
         share = min(decay, (1 + step) / (10 + step))
         expected = share * expected + (1 - share) * model.weight.detach()
     torch.testing.assert_close(average.weights["weight"], expected, rtol=1e-12, atol=1e-12)
@@ -145,6 +147,19 @@ def test_resumed_run_equals_the_uninterrupted_one(converted, data, tmp_path, mon
     assert resumed.losses == whole.losses and len(whole.losses) == 12
     assert same(resumed.weights, whole.weights)
     assert same(dict(model.named_parameters()), dict(whole_model.named_parameters()))
+
+
+def test_a_compiled_run_is_resumed_too(denoiser, data, tmp_path, monkeypatch):
+    """The context that compiles changes the names of a state; compilation itself is left out here."""
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: None)
+    own = plan(compile=True)
+    whole = train(denoiser(), *data, 10, own, 0, State(tmp_path / "whole", "x"))
+    monkeypatch.setattr(loop, "draw", StopAfter(7))
+    with pytest.raises(Stop):
+        train(denoiser(), *data, 10, own, 0, State(tmp_path / "cut", "x"))
+    monkeypatch.setattr(loop, "draw", draw)
+    resumed = train(denoiser(), *data, 10, own, 0, State(tmp_path / "cut", "x"))
+    assert resumed.losses == whole.losses and same(resumed.weights, whole.weights)
 
 
 def last_saved(folder) -> int:

@@ -8,7 +8,9 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from robuq_bench.data import ImageSet
-from robuq_bench.train.objective import draw, held_out_loss, loss, to_images, to_signal
+from robuq_bench.train.examples import Examples, of_images
+from robuq_bench.train.held_out import held_out_loss
+from robuq_bench.train.objective import draw, loss, to_images, to_signal
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +99,9 @@ def test_loss_is_the_mean_squared_error_of_the_velocity(data):
     torch.testing.assert_close(loss(off, batch), torch.tensor(0.25))
 
 
-def held_out(n: int = 256) -> ImageSet:
+def held_out(n: int = 256) -> Examples:
     images = np.random.default_rng(0).integers(0, 256, (n, 4, 4, 1), dtype=np.uint8)
-    return ImageSet(images, np.arange(n) % 10, tuple("abcdefghij"))
+    return of_images(ImageSet(images, np.arange(n) % 10, tuple("abcdefghij")))
 
 
 def test_predicting_zero_is_no_better_than_predicting_zero():
@@ -122,7 +124,7 @@ def test_held_out_loss_is_the_same_each_time_and_covers_all_times():
 
 
 def test_a_perfect_model_has_no_held_out_loss():
-    signal = to_signal(held_out().images)
+    signal = held_out().signal
     seen = [0]
 
     def answer(x, time, labels):

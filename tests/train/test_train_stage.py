@@ -196,7 +196,7 @@ def test_fingerprint_covers_all_that_a_result_depends_on(full_precision, tmp_pat
             cli.main(arguments(tmp_path, recipe, variant, changes, "--start", start, *more))
         return str(caught.value)
 
-    monkeypatch.setattr(stage, "prepare", lambda *_, **__: (torch.nn.Linear(1, 1), {}))  # not what is looked at
+    monkeypatch.setattr(stage, "prepare", lambda *_, **__: (torch.nn.Linear(1, 1), {}, {}))  # not what is looked at
     monkeypatch.setattr(stage, "State", see)
     base = fingerprint()
     assert fingerprint() == base

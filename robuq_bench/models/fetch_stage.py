@@ -1,0 +1,50 @@
+"""Download the models a preset names from the Hugging Face hub into the folders it names. Nothing else downloads."""
+
+import argparse
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from robuq_bench.config.preset import load_preset, preset_arguments
+from robuq_bench.errors import BenchError
+from robuq_bench.progress import LOG
+
+EXAMPLE = "robuq-bench fetch --preset paper"
+PATTERNS = ["*.json", "*.safetensors", "*.bin", "LICENSE*", "README*"]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    preset_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    preset = load_preset(args.preset, args.set)
+    wanted = {}
+    if preset.pretrained:
+        wanted[preset.pretrained.path] = preset.pretrained.repository
+    if preset.latents:
+        wanted.setdefault(preset.latents.vae, preset.latents.repository)
+    if not wanted:
+        raise BenchError(f"preset '{args.preset}' names no models to fetch: it trains its own")
+    for path, repository in wanted.items():
+        folder = Path(path).expanduser()
+        if repository is None:
+            raise BenchError(f"{folder}: the preset names no repository for it; give its path, or its `repository`")
+        if any(folder.rglob("config.json")):
+            print(f"{folder}: already there")
+            continue
+        download(repository, folder)
+        print(f"{folder}: {repository}, as its licence there allows")
+
+
+def download(repository: str, folder: Path) -> None:
+    """Raises BenchError in one line when the hub cannot be reached or has no such repository."""
+    LOG.info("fetching %s into %s", repository, folder)
+    try:
+        snapshot_download(repository, local_dir=folder, allow_patterns=PATTERNS)
+    except Exception as error:  # a network can fail in any way
+        reason = " ".join(str(error).split())[:160]
+        raise BenchError(
+            f"{repository}: could not be fetched from the hub ({type(error).__name__}: {reason}); what came is kept: "
+            f"try again, or copy the repository's files into {folder}"
+        ) from error

@@ -1,0 +1,114 @@
+"""Several processes at one piece of work, as torchrun or `robuq-bench launch` start them; one process needs no group.
+
+Gradients are summed once a step, after all micro-batches, in buckets of one collective each. That is not hidden behind
+the backward pass as DistributedDataParallel would, but lets a recipe train other layers in each phase.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from robuq_bench.errors import BenchError
+
+Made = TypeVar("Made")
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for the others: one may be encoding a shard or saving a state meanwhile."""
+BUCKET = 1 << 26
+"""Numbers to a collective: 256 MiB of float32."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size`; `rank` 0, the lead, alone writes files."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def part(self, count: int, what: str = "batch") -> slice:
+        """This process's share of `count` things. Raises BenchError when they cannot be shared out evenly."""
+        if count % self.size:
+            raise BenchError(f"{what} {count} is not a multiple of {self.size}, the number of processes")
+        share = count // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def lead_first(self, make: Callable[[], Made]) -> Made:
+        """What `make` gives in each process; in the lead before the others, who find what it has written."""
+        if self.leads:
+            made = make()
+            self.wait()
+            return made
+        self.wait()
+        return make()
+
+    def sum(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes. All of one type and device."""
+        if self.size == 1:
+            return
+        bucket: list[Tensor] = []
+        for tensor in tensors:
+            if bucket and sum(t.numel() for t in bucket) + tensor.numel() > BUCKET:
+                self._sum(bucket)
+                bucket = []
+            bucket.append(tensor)
+        self._sum(bucket)
+
+    def share(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by the lead's."""
+        if self.size > 1:
+            with _others(), torch.no_grad():
+                for tensor in tensors:
+                    dist.broadcast(tensor.detach(), 0)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            with _others():
+                dist.barrier()
+
+    def _sum(self, tensors: list[Tensor]) -> None:
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        with _others():
+            dist.all_reduce(flat)
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+
+
+ALONE = World()
+
+
+@contextmanager
+def together(device: str) -> Iterator[World]:
+    """The group that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or this process alone."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    with _others():
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield World(dist.get_rank(), size)
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    """What a collective says when a process is gone, in one line."""
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise BenchError(
+            f"another process of this run was lost ({reason}); what was saved is kept: run the same command again"
+        ) from error
