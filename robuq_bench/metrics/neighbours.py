@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from robuq_bench.errors import BenchError
-from robuq_bench.metrics.arrays import float64_matrix
+from robuq_bench.metrics.arrays import Matrix, blocks
 
-BLOCK = 1024  # rows of distances held at a time
+BLOCK = 4096  # rows, and columns, of distances held at a time
 
 
 class PrecisionRecall(NamedTuple):
@@ -17,13 +17,12 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> PrecisionRecall:
+def precision_recall(real: Matrix, fake: Matrix, k: int = 3) -> PrecisionRecall:
     """The manifold of a set is the union of balls, one per point, reaching to its k-th nearest other point.
 
-    real [N, d], fake [M, d]. Both depend on N and M: compare only at equal sizes. Computed in float64.
+    real [N, d], fake [M, d]. Both depend on N and M: compare only at equal sizes. Computed in float64, in blocks.
     Raises BenchError for non-finite features, unequal dimensions, and sets of k points or fewer.
     """
-    real, fake = float64_matrix(real, "precision"), float64_matrix(fake, "precision")
     if real.shape[1] != fake.shape[1] or min(len(real), len(fake)) <= k:
         raise BenchError(
             f"precision: needs two sets of more than {k} images of equal dimensions, got {real.shape}, {fake.shape}"
@@ -34,23 +33,28 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> Precisio
     )
 
 
-def _radii(points: np.ndarray, k: int) -> np.ndarray:
+def _radii(points: Matrix, k: int) -> np.ndarray:
     """Squared distance of each point to its k-th nearest other point."""
     radii = np.empty(len(points))
-    for start in range(0, len(points), BLOCK):
-        distances = _squared_distances(points[start : start + BLOCK], points)
-        rows = np.arange(len(distances))
-        distances[rows, start + rows] = np.inf  # not its own neighbour
-        radii[start : start + BLOCK] = np.partition(distances, k - 1, axis=1)[:, k - 1]
+    for rows, x in blocks(points, BLOCK, "precision"):
+        nearest = np.full((len(x), k), np.inf)
+        for columns, y in blocks(points, BLOCK, "precision"):
+            distances = _squared_distances(x, y)
+            if rows == columns:
+                np.fill_diagonal(distances, np.inf)  # not its own neighbour
+            nearest = np.partition(np.hstack([nearest, distances]), k - 1, axis=1)[:, :k]
+        radii[rows] = nearest.max(1)
     return radii
 
 
-def _share_inside(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> float:
+def _share_inside(points: Matrix, centres: Matrix, radii: np.ndarray) -> float:
     """Share of `points` that lie in a ball around any of `centres`."""
     inside = 0
-    for start in range(0, len(points), BLOCK):
-        distances = _squared_distances(points[start : start + BLOCK], centres)
-        inside += int((distances <= radii).any(1).sum())
+    for _, x in blocks(points, BLOCK, "precision"):
+        covered = np.zeros(len(x), dtype=bool)
+        for columns, y in blocks(centres, BLOCK, "precision"):
+            covered |= (_squared_distances(x, y) <= radii[columns]).any(1)
+        inside += int(covered.sum())
     return inside / len(points)
 
 

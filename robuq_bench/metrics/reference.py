@@ -21,7 +21,7 @@ KEEP = 10_000  # as many as ADM's reference files hold for precision and recall
 class Reference:
     """pooled, spatial: moments of all real images; kept: pooled features float32 [k, d] of k random ones.
 
-    data: digest of the images, or "" when not given.
+    data: digest of the images, or of ADM's file, or "" when not given.
     """
 
     pooled: Moments
@@ -31,7 +31,8 @@ class Reference:
     data: str = ""
 
     @property
-    def n(self) -> int:
+    def n(self) -> int | None:
+        """Images behind the moments; None: ADM's files do not say."""
         return self.pooled.n
 
 
@@ -57,6 +58,11 @@ def build_reference(chunks: Iterable[Features], keep: int = KEEP, seed: int = 0,
     if source is None:
         raise BenchError("reference: no images")
     return Reference(pooled.moments(), spatial.moments(), kept, source, data)
+
+
+def reference_file(folder: Path, extractor: str) -> Path:
+    """Where the reference of an extractor lies in a folder of `robuq-bench reference`."""
+    return folder / f"{extractor}.safetensors"
 
 
 def save_reference(path: str | Path, reference: Reference) -> None:
@@ -105,7 +111,7 @@ def check_source(given: Source, wanted: Source, where: str) -> None:
 def _tensors(reference: Reference) -> dict[str, np.ndarray]:
     return {
         "kept": np.ascontiguousarray(reference.kept),
-        "n": np.array([reference.n]),
+        "n": np.array([reference.n or 0]),
         "pooled.covariance": reference.pooled.covariance,
         "pooled.mean": reference.pooled.mean,
         "spatial.covariance": reference.spatial.covariance,
@@ -114,7 +120,7 @@ def _tensors(reference: Reference) -> dict[str, np.ndarray]:
 
 
 def _reference(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Reference:
-    n = int(tensors["n"][0])
+    n = int(tensors["n"][0]) or None
     pooled, spatial = (
         Moments(tensors[f"{kind}.mean"], tensors[f"{kind}.covariance"], n) for kind in ("pooled", "spatial")
     )

@@ -65,15 +65,16 @@ def test_inception_score_of_images_all_alike_is_one(p):
 
 def test_inception_score_takes_images_in_order():
     by_class = np.repeat(np.eye(4), 25, axis=0)
-    assert inception_score(by_class, splits=4) == pytest.approx(1)
-    assert inception_score(by_class, splits=1) == pytest.approx(4)
+    assert inception_score(by_class, split=25) == pytest.approx(1)
+    assert inception_score(by_class, split=100) == pytest.approx(4)
 
 
 def test_inception_score_splits_as_adm_does(rng):
-    p = rng.dirichlet(np.full(6, 0.2), 10_000)
-    halves = [inception_score(p[:5000], splits=1), inception_score(p[5000:], splits=1)]
-    assert inception_score(p) == pytest.approx(np.mean(halves), rel=1e-12)
-    assert inception_score(p[:9999]) == inception_score(p[:9999], splits=1)
+    """Every 5,000 images, and what is left at the end counts as much as a whole split."""
+    p = rng.dirichlet(np.full(6, 0.2), 12_000)
+    parts = [inception_score(part) for part in (p[:5000], p[5000:10_000], p[10_000:])]
+    assert inception_score(p) == pytest.approx(np.mean(parts), rel=1e-12)
+    assert inception_score(p[:4999]) == inception_score(p[:4999], split=4999)
 
 
 @pytest.mark.parametrize("p", [np.full((5, 3), 0.5), np.array([[1.5, -0.5]]), np.full((2, 2), np.nan)])
@@ -82,6 +83,11 @@ def test_inception_score_refuses_what_is_no_probability(p):
         inception_score(p)
 
 
-def test_inception_score_refuses_more_splits_than_images():
-    with pytest.raises(BenchError, match="3 splits of 2 images"):
-        inception_score(np.eye(2), splits=3)
+def test_inception_score_refuses_empty_splits():
+    with pytest.raises(BenchError, match="splits of 0 images"):
+        inception_score(np.eye(2), split=0)
+
+
+def test_inception_score_refuses_no_images():
+    with pytest.raises(BenchError, match="Inception Score: expected a matrix"):
+        inception_score(np.empty((0, 7)))
