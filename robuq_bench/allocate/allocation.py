@@ -102,7 +102,7 @@ def check_priced(preset: Preset, variant: Variant) -> None:
     For before any work: it takes no model and no profile.
     """
     plan, width = variant.method.allocation, preset.model.width
-    tokens = (preset.data.size // preset.model.patch) ** 2
+    tokens = (preset.side // preset.model.patch) ** 2
     linears = [Linear(kind, n * width, k * width, tokens) for kind, (n, k) in BLOCK.items()]
     priced = costs(linears, variant, read_latency_table(plan.latency_table) if plan.cost == "latency" else None)
     least = int(priced.values.min(axis=1).sum())

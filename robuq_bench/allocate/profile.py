@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from robuq_bench.models.dit import layer_type
 from robuq_bench.quant.convert import quant_linears
 from robuq_bench.quant.linear import QuantLinear
 from robuq_bench.quant.quantiser import Quantiser
-from robuq_bench.train.objective import Batch, loss
+from robuq_bench.train.objective import FLOW, Batch, loss
+from robuq_bench.train.processes import Process
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,29 +42,32 @@ def shapes(model: nn.Module, tokens: int) -> list[Linear]:
 
 @torch.no_grad()
 def sensitivity(
-    model: nn.Module, batches: Sequence[Batch], widths: Sequence[int], advance: Callable[[], None] = lambda: None
+    model: nn.Module,
+    batches: Sequence[Batch],
+    widths: Sequence[int],
+    advance: Callable[[], None] = lambda: None,
+    process: Process = FLOW,
 ) -> Sensitivity:
-    """Profile a fake-quantised `model`, in eval mode and left as it was, on fixed `batches`.
+    """Profile a fake-quantised `model`, in eval mode and left as it was, on fixed `batches` of `process`.
 
     A layer's loss rise is exactly 0 at the width it has. `advance` is called once per layer and width. Paper-facts
     1.6: the paper measures after about 1000 QAT steps; its functional is unknown, so that both are measured.
     """
     layers = block_linears(model)
-    base, mse = _base(model, batches, list(layers.values()), widths)
+    measured = partial(_mean_loss, model, batches, process)
+    base, mse = _base(measured, list(layers.values()), widths)
     rise = np.zeros((len(layers), len(widths)))
     for row, layer in enumerate(layers.values()):
         own = layer.activation_quantiser
         for column, bits in enumerate(widths):
             if bits != own.bits:
                 with _swapped(layer, replace(own, bits=bits)):
-                    rise[row, column] = _mean_loss(model, batches) - base
+                    rise[row, column] = measured() - base
             advance()
     return Sensitivity(rise, mse, base)
 
 
-def _base(
-    model: nn.Module, batches: Sequence[Batch], layers: list[QuantLinear], widths: Sequence[int]
-) -> tuple[float, np.ndarray]:
+def _base(measured: Callable[[], float], layers: list[QuantLinear], widths: Sequence[int]) -> tuple[float, np.ndarray]:
     """(loss, relative output errors [L, W]) in one pass: each layer meets every width at its own place."""
     error, power = np.zeros((len(layers), len(widths))), np.zeros((len(layers), 1))
 
@@ -79,15 +84,15 @@ def _base(
 
     hooks = [layer.register_forward_pre_hook(see(row)) for row, layer in enumerate(layers)]
     try:
-        value = _mean_loss(model, batches)
+        value = measured()
     finally:
         for hook in hooks:
             hook.remove()
     return value, error / power
 
 
-def _mean_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
-    return sum(loss(model, batch).item() for batch in batches) / len(batches)
+def _mean_loss(model: nn.Module, batches: Sequence[Batch], process: Process) -> float:
+    return sum(loss(model, batch, process).item() for batch in batches) / len(batches)
 
 
 def _output(layer: QuantLinear, quantiser: Quantiser | None, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import argparse
 import tempfile
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,14 @@ from robuq_bench.allocate.stage import allocating
 from robuq_bench.config.preset import Preset, load_preset, preset_arguments
 from robuq_bench.config.recipe import Variant
 from robuq_bench.config.row import load_row
-from robuq_bench.data import ImageSet
-from robuq_bench.devices import describe, use
+from robuq_bench.devices import describe, expect, held_seconds, release, use
 from robuq_bench.errors import Diverged
 from robuq_bench.files import write_json
 from robuq_bench.models.dit import layer_type
 from robuq_bench.progress import Bar
 from robuq_bench.seeds import seed
-from robuq_bench.train.images import images
-from robuq_bench.train.objective import Batch, draw, to_signal
+from robuq_bench.train.examples import Examples, examples
+from robuq_bench.train.objective import Batch, draw
 from robuq_bench.train.stage import fit, prepare
 from robuq_bench.train.state import State
 
@@ -47,29 +47,31 @@ def run(args: argparse.Namespace) -> None:
     preset = load_preset(args.preset, args.set)
     variant = allocating(load_row(preset, args.recipe, args.variant))
     check_priced(preset, variant)
-    device = use(preset.device, preset.qat.threads)
+    expect(preset.device, preset.qat.threads)
     record: dict[str, Any] = {
         "recipe": args.recipe,
         "variant": args.variant,
         "steps": variant.method.allocation.profile_steps,
     }
     try:
-        record |= measured(preset, variant, args.seed, args.start, device)
+        record |= measured(preset, variant, args.seed, args.start)
     except Diverged as error:
         if not args.record_divergence:
             raise
         record |= {"status": "diverged", "reason": str(error)}
-    facts = {"preset": args.preset, "seed": args.seed}
-    profile = Profile(**record, provenance=provenance.collect(describe(device), **facts))
+    release()
+    facts = {"preset": args.preset, "seed": args.seed, "device_seconds": held_seconds()}
+    profile = Profile(**record, provenance=provenance.collect(describe(preset.device), **facts))
     write_json(args.profile, profile.model_dump(mode="json"))
 
 
-def measured(preset: Preset, variant: Variant, run_seed: int, start: Path, device: str) -> dict[str, Any]:
+def measured(preset: Preset, variant: Variant, run_seed: int, start: Path) -> dict[str, Any]:
     """The measured fields of `Profile`. Raises Diverged when training or a profiled loss is not finite."""
     plan = variant.method.allocation
-    train_set, _ = images(preset)
+    train_set, _ = examples(preset)
     at_largest = variant.model_copy(update={"activation_bits": max(plan.candidates)})
-    model, bits = prepare(preset, at_largest, train_set, run_seed, start)
+    model, bits, _ = prepare(preset, at_largest, train_set, run_seed, start)
+    device = use(preset.device, preset.qat.threads)
     model.to(device)
     label = f"profile {variant.recipe} {variant.name} seed {run_seed}"
     if plan.profile_steps:
@@ -79,10 +81,12 @@ def measured(preset: Preset, variant: Variant, run_seed: int, start: Path, devic
             outcome = fit(model, preset, variant, schedule, train_set, run_seed, start, state, label, device)
         model.load_state_dict(outcome.weights, strict=False)
     model.eval()
-    linears = shapes(model, (preset.data.size // preset.model.patch) ** 2)
+    linears = shapes(model, (preset.side // preset.model.patch) ** 2)
     with Bar(label, len(linears) * len(plan.candidates)) as bar:
         batches = [batch.to(device) for batch in probes(train_set, preset.qat.label_dropout)]
-        found = sensitivity(model, batches, plan.candidates, bar.advance)
+        if device == "cuda":  # which waits for launches
+            batches = [joined(batches)]
+        found = sensitivity(model, batches, plan.candidates, bar.advance, train_set.process)
     _check_finite(found, label)
     return {
         "layers": [linear.name for linear in linears],
@@ -99,11 +103,17 @@ def measured(preset: Preset, variant: Variant, run_seed: int, start: Path, devic
     }
 
 
-def probes(train_set: ImageSet, label_dropout: float) -> Iterator[Batch]:
+def probes(train_set: Examples, label_dropout: float) -> Iterator[Batch]:
     """The batches every width is measured on: training images with fixed noise and times, whatever the run's seed."""
-    signal, labels = to_signal(train_set.images), torch.from_numpy(train_set.labels)
+    signal, labels, no_class = train_set.signal, train_set.labels, train_set.shape.classes
     for index in range(BATCHES):
-        yield draw(signal, labels, BATCH, len(train_set.classes), label_dropout, seed("profile", index))
+        draw_seed = seed("profile", index)
+        yield draw(signal, labels, BATCH, no_class, label_dropout, draw_seed, train_set.process)
+
+
+def joined(batches: list[Batch]) -> Batch:
+    """All of them as one."""
+    return Batch(*(torch.cat([getattr(batch, field.name) for batch in batches]) for field in fields(Batch)))
 
 
 def _check_finite(found: Sensitivity, label: str) -> None:

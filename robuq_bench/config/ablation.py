@@ -6,8 +6,9 @@ Named ones stand in workflows/ablations.yaml; a sweep is one made up on the comm
 import re
 from itertools import product
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from robuq_bench.config.base import Model, build, read_yaml, split_items
 from robuq_bench.config.recipe import FOLDER, load_variant
@@ -18,12 +19,16 @@ EXAMPLE = "robuq_uniform,low_rank.rank=0|4|16/W1.58A2"
 
 
 class Ablation(Model):
-    """`settings`: label -> recipe expression, each run at every variant; the first is what the others stand against."""
+    """`settings`: label -> recipe expression, each run at every variant; the first is what the others stand against.
+
+    expected: what was predicted of settings before they were run: "better, why".
+    """
 
     title: str
     question: str
     variants: tuple[str, ...] = Field(min_length=1)
     settings: dict[str, str] = Field(min_length=2)
+    expected: dict[str, Annotated[str, StringConstraints(pattern="^(better|same|worse), ")]] = Field({})
 
     @field_validator("settings")
     @classmethod
@@ -33,6 +38,12 @@ class Ablation(Model):
             if (other := names.setdefault(slug(label), label)) != label:
                 raise ValueError(f"'{other}' and '{label}' would both be the target {slug(label)}; reword one")
         return settings
+
+    @model_validator(mode="after")
+    def _of_settings(self) -> "Ablation":
+        if unknown_labels := self.expected.keys() - self.settings.keys():
+            raise ValueError(f"expected: '{min(unknown_labels)}' is no setting")
+        return self
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(label, recipe expression, variant), settings first."""

@@ -35,6 +35,7 @@ class Quantiser(Model):
         "own",
         description="Gaussian-optimal step of the format's own levels, or the mid-rise table whatever the levels",
     )
+    stretch: float = Field(1, gt=0, description="scale mean_abs or rms: factor of the Gaussian-optimal step")
     estimator: Literal["ste", "clipped", "trust"] = Field("ste", description="gradient through rounding")
     gain: bool = Field(False, description="weights: a trained factor per layer on the quantised values, from 1")
 
@@ -62,6 +63,10 @@ class Quantiser(Model):
             raise ValueError(
                 f"step 'midrise' is for format 'midtread' with scale {' | '.join(GAUSSIAN)}, "
                 f"not for '{self.format}' with '{self.scale}'"
+            )
+        if self.stretch != 1 and self.scale not in GAUSSIAN:
+            raise ValueError(
+                f"stretch: scale '{self.scale}' takes its step from no table; only {' and '.join(GAUSSIAN)} do"
             )
         if self.buckets > 1 and self.scale != "learned":
             raise ValueError(f"buckets: scale '{self.scale}' has no ranges to train; only scale 'learned' has")

@@ -2,20 +2,20 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from robuq_bench.config.base import Model, build, find, override, parse_overrides, read_yaml
+from robuq_bench.config.checks import check_bits, check_parts
 from robuq_bench.config.quantiser import Quantiser
 from robuq_bench.errors import BenchError, unknown
 
 FOLDER = Path("baselines")
-LAYER_TYPES = ("qkv", "proj", "fc1", "fc2", "adaln")
+LayerType = Literal["qkv", "proj", "fc1", "fc2", "adaln"]
+LAYER_TYPES = get_args(LayerType)
 WEIGHT_BITS = (1.58, 2, 3, 4, 8, 32)
 ACTIVATION_BITS = (1, 2, 3, 4, 6, 8, 32)
-LLOYD_MAX_BITS = 4  # the widest table of levels
-PARTS = ("rotation", "low_rank", "smoothing", "adaln", "allocation", "attention_bits", "phases")  # of quantised models
 
 
 class Rotation(Model):
@@ -23,7 +23,7 @@ class Rotation(Model):
 
     kind: Literal["full", "block-128"] = Field(description="one transform over all channels, or blocks of 128")
     signs: bool = Field(description="multiply by a random sign per channel first")
-    layers: tuple[Literal["qkv", "proj", "fc1", "fc2", "adaln"], ...] = Field(
+    layers: tuple[LayerType, ...] = Field(
         LAYER_TYPES, min_length=1, description="layer types; on the command line joined by +: proj+fc2"
     )
 
@@ -41,6 +41,19 @@ class LowRank(Model):
     of: Literal["weight", "error"] = Field(
         "weight", description="what the SVD approximates: the rotated weight, or its quantisation error"
     )
+    ranks: dict[LayerType, Annotated[int, Field(ge=0)]] = Field(
+        {}, description="layer types with a rank of their own; 0: no branch there"
+    )
+
+    @property
+    def largest(self) -> int:
+        """Rank of the widest branch."""
+        return max(self.rank, *self.ranks.values(), 0)
+
+    def at(self, layer_type: str) -> "LowRank | None":
+        """The branch of layers of `layer_type`; None where they have none."""
+        rank = self.ranks.get(layer_type, self.rank)
+        return self.model_copy(update={"rank": rank, "ranks": {}}) if rank else None
 
 
 class Smoothing(Model):
@@ -95,9 +108,32 @@ class Phase(Model):
     """A part of the QAT budget in which only some layers are trained."""
 
     share: float = Field(gt=0, le=1, description="of the preset's QAT steps")
-    layers: tuple[Literal["qkv", "proj", "fc1", "fc2", "adaln"], ...] = Field(
+    layers: tuple[LayerType, ...] = Field(
         min_length=1, description="layer types whose weights are trained; learned activation ranges always are"
     )
+
+
+class Schedule(Model):
+    """What QAT does otherwise than the preset plans: for experiments with budgets, never between rows of one table."""
+
+    steps: float = Field(1, gt=0, description="factor of the steps; warm-up and the span of the EMA follow")
+    lr: float = Field(1, gt=0, description="factor of the learning rate")
+    ema: float = Field(1, gt=0, description="factor of the EMA's span in steps, 1 / (1 - decay)")
+    warm_bits: Literal[3, 4, 6, 8] | None = Field(
+        None, description="activation bits at first, of the layers that end with fewer; null: their own at once"
+    )
+    warm_share: float = Field(0.25, gt=0, lt=1, description="warm_bits: share of the steps that has them")
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the preset's plan unchanged."""
+        return self == Schedule()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Schedule":
+        if self.warm_share != 0.25 and self.warm_bits is None:
+            raise ValueError("warm_share: nothing is warmed without warm_bits; set those, too")
+        return self
 
 
 class PaperNumber(Model):
@@ -128,6 +164,10 @@ class Recipe(Model):
     allocation: Allocation | None = Field(None, description="bits per layer; null: the variant's bits in all")
     attention_bits: Literal[8] | None = Field(None, description="operands of QK^T and PV; null: full precision")
     loss: Literal["flow", "distil"] = Field("flow", description="distil: match the full-precision model's output")
+    distil_share: float = Field(
+        1, gt=0, le=1, description="loss distil: share of that output in the target; rest: data"
+    )
+    schedule: Schedule = Field(Schedule(), description="budget, learning rate and bits during QAT")
     phases: tuple[Phase, ...] = Field((), description="selective finetuning, in this order; empty: train everything")
     deviates: str = Field("", description="how training differs from the other rows', printed beside the row")
     variants: dict[str, dict[str, Any]] = Field(description="bit settings, each with overrides of this recipe")
@@ -141,10 +181,10 @@ class Recipe(Model):
         return None if isinstance(value, dict) and value.get("rank") == 0 else value
 
     @model_validator(mode="after")
-    def _whole(self) -> "Recipe":
+    def _fits(self) -> "Recipe":
         for variant in self.variants:
             parse_variant(variant)
-        _check_parts(self)
+        check_parts(self)
         return self
 
 
@@ -170,7 +210,15 @@ def parse_variant(text: str) -> tuple[float, int]:
 def load_recipe(name: str, folder: Path = FOLDER) -> Recipe:
     """The recipe `name` (or a path to a YAML file). Raises BenchError with file, key and allowed values."""
     path = find(folder, "recipe", name)
-    return build(Recipe, read_yaml(path), str(path))
+    return _whole(read_yaml(path), path)
+
+
+def _whole(raw: dict[str, Any], path: Path) -> Recipe:
+    """The recipe in a file. What its training does differently must be said there, as it is printed beside the row."""
+    recipe = build(Recipe, raw, str(path))
+    if (recipe.phases or recipe.loss != "flow" or not recipe.schedule.plain) and not recipe.deviates:
+        raise BenchError(f"{path}: deviates: say how this recipe's training differs (it sets loss, phases or schedule)")
+    return recipe
 
 
 def load_variant(expression: str, variant: str, folder: Path = FOLDER) -> Variant:
@@ -181,7 +229,7 @@ def load_variant(expression: str, variant: str, folder: Path = FOLDER) -> Varian
     name, _, changes = expression.partition(",")
     path = find(folder, "recipe", name)
     raw = read_yaml(path)
-    recipe = build(Recipe, raw, str(path))
+    recipe = _whole(raw, path)
     if variant not in recipe.variants:
         raise unknown("variant", variant, recipe.variants, where=str(path))
     raw = override(raw, recipe.variants[variant])
@@ -190,7 +238,7 @@ def load_variant(expression: str, variant: str, folder: Path = FOLDER) -> Varian
     method = build(Recipe, raw, where)
     weight_bits, activation_bits = parse_variant(variant)
     try:
-        _check_bits(method, variant, weight_bits, activation_bits)
+        check_bits(method, variant, weight_bits, activation_bits)
     except ValueError as error:
         raise BenchError(f"{where}: {error}") from error
     return Variant(
@@ -198,131 +246,8 @@ def load_variant(expression: str, variant: str, folder: Path = FOLDER) -> Varian
     )
 
 
-def _check_parts(method: Recipe) -> None:
-    """What holds at every bit setting. Raises ValueError for a combination that the code cannot run, or would run
-    without a part of it."""
-    if method.training == "none":
-        _check_untouched(method)
-        return
-    _check_quantisers(method)
-    _check_training(method)
-    _check_branch(method)
-    _check_layers(method)
-    if method.allocation:
-        _check_allocation(method, method.allocation)
-
-
-def _check_bits(method: Recipe, name: str, weight_bits: float, activation_bits: int) -> None:
-    """What depends on the bits of the variant `name`. Raises ValueError."""
-    ternary = method.weight is not None and method.weight.format == "ternary"
-    if method.training != "none" and ternary != (weight_bits == 1.58):
-        raise ValueError("weight.format 'ternary' goes with W1.58 and no other weight bits")
-    if (activation_bits == 32) != (method.activation is None):
-        raise ValueError("activation must be null exactly when the variant says A32")
-    if (weight_bits == 32) != (method.weight is None):
-        raise ValueError("weight must be null exactly when the variant says W32")
-    adaln = method.adaln.activation_bits if method.adaln else 32
-    if method.activation is None and adaln != 32:
-        raise ValueError(f"adaln.activation_bits {adaln} needs an activation quantiser; at A32 it must be 32")
-    widths = method.allocation.candidates if method.allocation else (activation_bits,)
-    _check_levels("weight", method.weight, (weight_bits,))
-    _check_levels("activation", method.activation, (*widths, adaln))
-    if method.allocation:
-        _check_budget(name, activation_bits, widths)
-
-
-def _check_untouched(method: Recipe) -> None:
-    if method.weight or method.activation:
-        raise ValueError("training 'none' takes no weight or activation quantiser")
-    if unused := [name for name in PARTS if getattr(method, name)]:
-        raise ValueError(
-            f"training 'none' is full precision and takes no {unused[0]}; leave it out, or take training 'qat'"
-        )
-
-
-def _check_quantisers(method: Recipe) -> None:
-    weight, activation = method.weight, method.activation
-    if not weight:
-        raise ValueError(f"training '{method.training}' needs a weight quantiser")
-    if weight.granularity == "token":
-        raise ValueError("weight.granularity: weights have no tokens; allowed: tensor, channel, group")
-    if weight.scale == "learned":
-        raise ValueError("weight.scale: 'learned' is for activations; weights take gain: true")
-    if not activation:
-        return
-    if activation.format == "ternary":
-        raise ValueError(
-            "activation.format: 'ternary' is for weights; allowed: midrise, midtread, asymmetric, lloyd_max"
-        )
-    if activation.granularity == "channel":
-        raise ValueError("activation.granularity: allowed: tensor, token, group")
-    if activation.gain:
-        raise ValueError("activation.gain: only weights take a trained gain")
-
-
-def _check_training(method: Recipe) -> None:
-    if method.training == "ptq":
-        trained = {"phases": method.phases, "loss 'distil'": method.loss != "flow", "weight.gain": method.weight.gain}
-        if without := [name for name, wanted in trained.items() if wanted]:
-            raise ValueError(f"training 'ptq' trains nothing, so {without[0]} has no effect; take training 'qat'")
-    if method.phases and abs(sum(phase.share for phase in method.phases) - 1) > 1e-9:
-        raise ValueError("phases: the shares must add up to 1")
-    if (method.phases or method.loss != "flow") and not method.deviates:
-        raise ValueError("deviates: say how this recipe's training differs (it sets loss or phases)")
-
-
-def _check_branch(method: Recipe) -> None:
-    branch = method.low_rank
-    if branch is None or branch.init != "zero":
-        return
-    if branch.of == "error":
-        raise ValueError("low_rank.of: a branch with init 'zero' approximates nothing; take init 'svd'")
-    if method.training == "ptq":
-        raise ValueError("low_rank.init: 'zero' stays zero without training; take init 'svd'")
-
-
-def _check_layers(method: Recipe) -> None:
-    """A list of layers must name one that is quantised, which adaLN is only when `adaln` is set."""
-    if method.rotation and method.adaln is None and set(method.rotation.layers) == {"adaln"}:
-        raise ValueError(
-            "rotation.layers: adaln matches no quantised layer, as the recipe has adaln: null; "
-            "set adaln.activation_bits, or name qkv, proj, fc1 or fc2"
-        )
-
-
-def _check_allocation(method: Recipe, allocation: Allocation) -> None:
-    if method.training != "qat" or not method.activation:
-        raise ValueError("allocation chooses activation bits: it needs training 'qat' and an activation quantiser")
-    if method.activation.scale == "learned":
-        raise ValueError("allocation: scale 'learned' is calibrated for one width; choose a dynamic scale")
-    if allocation.cost == "latency" and method.weight.format != "ternary":
-        raise ValueError("allocation.cost: 'latency' is measured for ternary weights alone; use macs")
-
-
-def _check_levels(name: str, quantiser: Quantiser | None, widths: tuple[float, ...]) -> None:
-    """Raises ValueError when the format has no levels for one of the `widths`."""
-    if quantiser is None:
-        return
-    form, widths = quantiser.format, [bits for bits in widths if bits != 32]
-    if form == "lloyd_max" and max(widths) > LLOYD_MAX_BITS:
-        raise ValueError(f"{name}.format 'lloyd_max' has levels for 1 to {LLOYD_MAX_BITS} bits, not {max(widths):g}")
-    if min(widths) == 1 and form != "midrise":
-        raise ValueError(f"{name}.format '{form}' has no 1-bit levels; take format 'midrise', or leave out the 1")
-
-
-def _check_budget(name: str, bits: int, candidates: tuple[int, ...]) -> None:
-    """The variant's activation bits are the budget: some candidate must be within it, and one at or above it."""
-    if candidates[0] > bits:
-        raise ValueError(
-            f"allocation.candidates {list(candidates)}: no choice averages {bits} bits, as {name} asks: all are above; "
-            f"add a width of at most {bits}, such as {_joined(bits, candidates)}"
-        )
-    if candidates[-1] < bits:
-        raise ValueError(
-            f"allocation.candidates {list(candidates)}: no choice averages {bits} bits, as {name} asks: all are below; "
-            f"add a width of at least {bits}, such as {_joined(bits, candidates)}"
-        )
-
-
-def _joined(bits: int, candidates: tuple[int, ...]) -> str:
-    return "+".join(map(str, sorted({bits, *candidates})))
+def full_rows(folder: Path = FOLDER) -> list[str]:
+    """Every "recipe/variant" of the recipes in `folder`, wide weights first."""
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    rows = [f"{name}/{variant}" for name in names for variant in load_recipe(name, folder).variants]
+    return sorted(rows, key=lambda row: [-bits for bits in parse_variant(row.rpartition("/")[2])])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from robuq_bench.config.hadamard import base
-from robuq_bench.config.preset import Preset
+from robuq_bench.config.preset import Preset, Training
 from robuq_bench.config.recipe import FOLDER, Variant, load_variant
 from robuq_bench.errors import BenchError
 
@@ -16,14 +16,30 @@ def load_row(preset: Preset, expression: str, variant: str, folder: Path = FOLDE
     """
     found, width = load_variant(expression, variant, folder), preset.model.width
     branch = found.method.low_rank
-    if branch and branch.rank >= width:  # every block linear has a side of the model's width and none is smaller
+    if branch and branch.largest >= width:  # every block linear has a side of the model's width and none is smaller
         raise BenchError(
-            f"{expression} at {variant}: low_rank.rank {branch.rank} is not below the smaller side of the layers, "
+            f"{expression} at {variant}: low_rank.rank {branch.largest} is not below the smaller side of the layers, "
             f"which is {width} in a model of width {width}; the largest rank is {width - 1}"
         )
     if found.method.rotation and found.method.rotation.kind == "full":
         _check_rotation(found, width)
     return found
+
+
+def training_plan(preset: Preset, variant: Variant) -> Training:
+    """The plan a row is trained by: full-precision training, or the preset's QAT as its schedule changes it."""
+    if variant.method.training == "none" and preset.train:
+        return preset.train
+    plan, schedule = preset.qat, variant.method.schedule
+    span = schedule.steps * schedule.ema
+    return plan.model_copy(
+        update={
+            "steps": max(round(schedule.steps * plan.steps), 1),
+            "warmup": round(schedule.steps * plan.warmup),
+            "lr": schedule.lr * plan.lr,
+            "ema": plan.ema if span == 1 else max(1 - (1 - plan.ema) / span, 0.0),
+        }
+    )
 
 
 def _check_rotation(variant: Variant, width: int) -> None:

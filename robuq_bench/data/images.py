@@ -94,21 +94,27 @@ def _shares(side: int, size: int) -> np.ndarray:
 
 
 def split(image_set: ImageSet, held_out: int, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split into (train, held out) with `held_out` images in the second; both keep the original order.
+    """Split into (train, held out) as `split_indices` does. Raises BenchError unless 1 <= held_out < N."""
+    train, kept = split_indices(image_set.labels, held_out, seed)
+    return image_set.subset(train), image_set.subset(kept)
+
+
+def split_indices(labels: np.ndarray, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices into int64 `labels` [N], sorted, of the images to (train on, hold out), `held_out` in the second.
 
     Each class gives in proportion to its size: where classes are equally large, their counts differ by at
     most one. The choice depends on the labels, `held_out` and `seed` (>= 0, PCG64) alone.
     Raises BenchError unless 1 <= held_out < N.
     """
-    n = len(image_set)
+    n = len(labels)
     if not 1 <= held_out < n:
         raise BenchError(f"held_out {held_out}: choose 1 to {n - 1}, for there are {n} images")
     order = np.random.Generator(np.random.PCG64(seed)).permutation(n)
-    labels = image_set.labels[order]
+    labels = labels[order]
     # Spread each class evenly over [0, 1), shuffled: every prefix is then stratified (Webster's method).
     place = np.empty(n)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         place[members] = (np.arange(len(members)) + 0.5) / len(members)
     order = order[np.argsort(place, kind="stable")]
-    return image_set.subset(np.sort(order[held_out:])), image_set.subset(np.sort(order[:held_out]))
+    return np.sort(order[held_out:]), np.sort(order[:held_out])

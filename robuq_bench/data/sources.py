@@ -36,7 +36,8 @@ SOURCES: dict[str, Callable[[Path | None], ImageSet]] = {
     "fashion-mnist": fashion_mnist.read,
     "idx": _by_path("idx", "train-images-idx3-ubyte and train-labels-idx1-ubyte", idx.read),
     "cifar10": _by_path("cifar10", "data_batch_1 ... 5 or data_batch_1.png ... 5", cifar.read),
-    "folder": _by_path("folder", "one subfolder of images per class", folder.read),
+    "folder": _by_path("folder", "one subfolder of images per class", lambda path: folder.read(folder.by_class(path))),
+    "flat": _by_path("flat", "images of one kind", lambda path: folder.read(folder.flat(path))),
     "digits": _digits,
 }
 

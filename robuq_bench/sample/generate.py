@@ -1,23 +1,23 @@
-"""Images from a denoiser: diffusers schedulers, classifier-free guidance, one generator per image seed."""
+"""Images from a denoiser: a solver, classifier-free guidance, one generator per image seed."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 from torch import Tensor
 
 from robuq_bench.config.preset import Sampling
 from robuq_bench.errors import BenchError
 from robuq_bench.models.dit import Shape
+from robuq_bench.sample.solvers import SOLVERS
 from robuq_bench.seeds import seed
 from robuq_bench.train.objective import to_images
 
 Denoiser = Callable[..., Any]
 """model(x [B, C, H, W], timestep=[B], class_labels=[B]).sample: diffusers' DiT, simulated or deployed."""
-SCHEDULERS = {"flow_euler": FlowMatchEulerDiscreteScheduler, "flow_heun": FlowMatchHeunDiscreteScheduler}
+Decode = Callable[[Tensor], np.ndarray]
+"""What the model draws [B, C, h, w] -> uint8 images [B, H, W, C]."""
 
 
 def image_class(image_seed: int, classes: int) -> int:
@@ -39,6 +39,7 @@ def generate(
     plan: Sampling,
     device: str = "cpu",
     advance: Callable[[int], None] = lambda count: None,
+    decode: Decode = to_images,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(uint8 images [N, H, W, C], int64 labels [N]) of the image seeds, in their order.
 
@@ -50,31 +51,38 @@ def generate(
     drawn: dict[int, np.ndarray] = {}
     for lane in sorted({s // plan.lane for s in wanted}):
         seeds = range(lane * plan.lane, (lane + 1) * plan.lane)
-        images = _lane(model, shape, seeds, plan, device)
+        images = draw_lane(model, shape, seeds, plan, device, decode)
         drawn.update(zip(seeds, images, strict=True))
         advance(sum(s in set(wanted) for s in seeds))
     labels = np.array([image_class(s, shape.classes) for s in wanted], dtype=np.int64)
     return np.stack([drawn[s] for s in wanted]), labels
 
 
-def _lane(model: Denoiser, shape: Shape, seeds: range, plan: Sampling, device: str) -> np.ndarray:
+@torch.inference_mode()
+def draw_lane(
+    model: Denoiser, shape: Shape, seeds: range, plan: Sampling, device: str, decode: Decode = to_images
+) -> np.ndarray:
+    """uint8 images [B, H, W, C] of one lane. Raises BenchError when one is not finite."""
     x = torch.stack([initial_noise(s, shape) for s in seeds]).to(device)
     labels = torch.tensor([image_class(s, shape.classes) for s in seeds], device=device)
-    scheduler = SCHEDULERS[plan.scheduler]()
-    scheduler.set_timesteps(plan.steps)
-    for time in scheduler.timesteps:
-        velocity = _guided(model, x, time.to(device), labels, shape.classes, plan.guidance)
-        x = scheduler.step(velocity, time, x).prev_sample
+    solver = SOLVERS[plan.scheduler](plan.steps)
+    generators = [torch.Generator().manual_seed(seed("image steps", s)) for s in seeds]
+    for index, time in enumerate(solver.timesteps):
+        output = _guided(model, x, time.to(device), labels, shape, plan)
+        x = solver.step(output, index, x, generators)
     if not torch.isfinite(x).all():
         raise BenchError(f"sampling image seeds {seeds[0]} to {seeds[-1]} gave values that are not finite")
-    return to_images(x)
+    return decode(x)
 
 
-def _guided(model: Denoiser, x: Tensor, time: Tensor, labels: Tensor, no_class: int, guidance: float) -> Tensor:
-    """Velocity with classifier-free guidance: v_none + guidance * (v_class - v_none) (arXiv 2207.12598)."""
-    if guidance == 1:
+def _guided(model: Denoiser, x: Tensor, time: Tensor, labels: Tensor, shape: Shape, plan: Sampling) -> Tensor:
+    """The output with classifier-free guidance, none + guidance * (class - none) (arXiv 2207.12598), in the guided
+    channels; of the others, and of a predicted variance, the output with the class."""
+    if plan.guidance == 1:
         return model(x, timestep=time.expand(len(x)), class_labels=labels).sample
-    both = torch.cat([labels, torch.full_like(labels, no_class)])
+    both = torch.cat([labels, torch.full_like(labels, shape.classes)])
     output = model(torch.cat([x, x]), timestep=time.expand(2 * len(x)), class_labels=both).sample
     with_class, without = output.chunk(2)
-    return without + guidance * (with_class - without)
+    guided = without + plan.guidance * (with_class - without)
+    channels = plan.guided_channels or shape.channels
+    return torch.cat([guided[:, :channels], with_class[:, channels:]], 1)

@@ -14,7 +14,7 @@ from robuq_bench.config.recipe import load_variant
 from robuq_bench.models import checkpoint
 from robuq_bench.quant.convert import quant_linears
 from robuq_bench.train.bits import read_bits
-from robuq_bench.train.images import images
+from robuq_bench.train.examples import examples
 from robuq_bench.train.stage import prepare
 
 RECIPE, NAME = "robuq,allocation.profile_steps=2", "W1.58A2"
@@ -62,8 +62,8 @@ def test_from_profile_to_a_model_with_these_bits(files):
     provenance.check(record, "bits.json")
 
     preset = load_preset("smoke")
-    train_set, _ = images(preset)
-    model, bits = prepare(preset, load_variant(RECIPE, NAME), train_set, 0, files.start, files.bits)
+    train_set, _ = examples(preset)
+    model, bits, _ = prepare(preset, load_variant(RECIPE, NAME), train_set, 0, files.start, files.bits)
     assert bits == record["bits"]
     used = {name: layer.activation_quantiser.bits for name, layer in quant_linears(model).items()}
     assert used == record["bits"] and len(set(used.values())) > 1

@@ -8,11 +8,23 @@ from robuq_bench.config.recipe import load_variant
 
 def test_every_setting_of_the_committed_ablations_is_a_valid_recipe(in_root):
     ablations = load_ablations()
-    for name in ("rotation", "low_rank", "quantizer", "ternary", "estimator", "allocation", "attention"):
-        rows = ablations[name].rows()
+    wanted = {"rotation", "low_rank", "quantizer", "ternary", "estimator", "allocation", "attention", "beat_robuq"}
+    assert wanted <= ablations.keys()
+    for name, ablation in ablations.items():
+        rows = ablation.rows()
         methods = [load_variant(recipe, variant) for _, recipe, variant in rows]
         dumps = {method.model_dump_json(exclude={"recipe"}) for method in methods}
         assert len(dumps) == len(rows), f"two settings of '{name}' are the same method"
+
+
+def test_what_might_beat_robuq_has_no_more_bits_or_parameters(in_root):
+    """Average bits of the variant, and a branch with as many parameters as rank 16 in all layers (in widths)."""
+    sides = {"qkv": 4, "proj": 2, "fc1": 5, "fc2": 5, "adaln": 7}
+    for _, recipe, variant in load_ablation("beat_robuq").rows():
+        branch = load_variant(recipe, variant).method.low_rank
+        ranks = {kind: part.rank for kind in sides if (part := branch.at(kind))}
+        assert sum(sides[kind] * rank for kind, rank in ranks.items()) <= 16 * sum(sides.values()), recipe
+        assert variant == "W1.58A2" and branch.largest >= 16
 
 
 def test_rows_are_all_settings_at_each_variant(tmp_path):
@@ -35,6 +47,14 @@ def test_rows_are_all_settings_at_each_variant(tmp_path):
         (
             "x: {title: T, question: Q, variants: [W1.58A2], settings: {rank 4: a, Rank-4: b}}",
             ("x: settings", "'rank 4' and 'Rank-4'", "target rank_4"),
+        ),
+        (
+            "x: {title: T, question: Q, variants: [W1.58A2], settings: {one: a, two: b}, expected: {tow: 'worse, x'}}",
+            ("'tow' is no setting",),
+        ),
+        (
+            "x: {title: T, question: Q, variants: [W1.58A2], settings: {one: a, two: b}, expected: {two: nicer}}",
+            ("x: expected.two", "better|same|worse"),
         ),
     ],
 )

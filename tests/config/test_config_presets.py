@@ -85,7 +85,10 @@ def test_presets_are_frozen():
         ("train.lr=.inf", ("train.lr",)),
         ("train.ema=1", ("train.ema", "less than 1")),
         ("sample.guidance=0.5", ("sample.guidance", "greater than or equal to 1")),
-        ("sample.scheduler=ddim", ("sample.scheduler", "'flow_euler' or 'flow_heun'", "'ddim'")),
+        ("sample.scheduler=dpm", ("sample.scheduler", "'flow_euler', 'flow_heun'", "'dpm'")),
+        ("sample.scheduler=ddim", ("sample.scheduler ddim does not fit objective flow",)),
+        ("objective=ddpm", ("sample.scheduler flow_euler does not fit objective ddpm",)),
+        ("pretrained.path=dit", ("train: required, unless `pretrained`",)),
         ("device=tpu", ("device", "'cpu' or 'cuda'", "'tpu'")),
         ("model.heads=5", ("model", "width 48 is not a multiple of heads 5")),
         ("model.patch=3", ("data.size 8 is not a multiple of model.patch 3",)),
@@ -160,3 +163,35 @@ def test_rows_outside_the_preset_may_have_seeds_of_their_own():
     preset = load_preset("quick", "seeds=[0,1,2],extra_seeds=[0]")
     assert preset.seeds_of("robuq/W1.58A2") == (0, 1, 2) and preset.seeds_of("terdit/W1.58A32") == (0,)
     assert load_preset("quick", "seeds=[0,1]").seeds_of("terdit/W1.58A32") == (0, 1)
+
+
+@pytest.fixture
+def derived(tmp_path):
+    """`derived(**own)`: a folder with the smoke preset, and `other`, whose models it trains."""
+
+    def make(**own) -> Path:
+        (tmp_path / "smoke.yaml").write_text((CONFIG / "smoke.yaml").read_text())
+        (tmp_path / "other.yaml").write_text(yaml.safe_dump({"title": "T", "trained_by": "smoke"} | own))
+        return tmp_path
+
+    return make
+
+
+def test_a_preset_may_draw_from_the_models_of_another(derived):
+    smoke = load_preset("smoke", folder=CONFIG)
+    other = load_preset("other", "sample.lane=25", folder=derived(sample={"steps": 3}))
+    changed = smoke.sample.model_copy(update={"steps": 3, "lane": 25})
+    assert other == smoke.model_copy(update={"title": "T", "trained_by": "smoke", "sample": changed})
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"qat": {"steps": 3}}, ("qat: is that of 'smoke'", "leave it out")),
+        ({"seeds": [1]}, ("seeds: is that of 'smoke'",)),
+        ({"trained_by": "smoek"}, ("unknown preset 'smoek'", "did you mean 'smoke'?")),
+        ({"trained_by": "other"}, ("'other' trains nothing itself",)),
+    ],
+)
+def test_what_it_trains_is_not_its_to_say(derived, refused, own, words):
+    refused(lambda: load_preset("other", folder=derived(**own)), *words)

@@ -157,6 +157,7 @@ TIMED = "robuq,activation.format=asymmetric,activation.granularity=tensor,activa
         (f"{TIMED}", "W1.58A2", ("allocation: scale 'learned'",)),
         ("robuq,activation.buckets=4", "W1.58A4", ("buckets", "only scale 'learned'")),
         ("robuq,weight.scale=rms,weight.threshold=0.7", "W1.58A4", ("threshold", "'conditional_mean'")),
+        ("robuq,weight.stretch=0.8", "W1.58A4", ("stretch", "only mean_abs and rms do")),
         ("robuq,activation.step=midrise", "W1.58A4", ("step 'midrise' is for format 'midtread'",)),
         (
             "robuq,activation.format=midtread,activation.scale=absmax,activation.step=midrise",
@@ -166,6 +167,12 @@ TIMED = "robuq,activation.format=asymmetric,activation.granularity=tensor,activa
         ("robuq,low_rank.init=zero,low_rank.of=error", "W1.58A4", ("low_rank.of", "take init 'svd'")),
         ("svdquant_ptq,low_rank.init=zero", "W4A4", ("low_rank.init", "stays zero without training")),
         ("svdquant_ptq,loss=distil,deviates=x", "W4A4", ("loss 'distil' has no effect", "training 'qat'")),
+        ("svdquant_ptq,schedule.lr=2", "W4A4", ("schedule has no effect", "training 'qat'")),
+        ("full_precision,schedule.steps=2", "W32A32", ("takes no schedule",)),
+        ("robuq,distil_share=0.5", "W1.58A4", ("distil_share", "take loss 'distil'")),
+        ("terdit,schedule.warm_bits=4", "W1.58A32", ("schedule.warm_bits", "activation quantiser")),
+        ("robuq,schedule.warm_share=0.5", "W1.58A4", ("nothing is warmed without warm_bits",)),
+        ("robuq,activation.format=lloyd_max,allocation=null,schedule.warm_bits=6", "W1.58A2", ("1 to 4 bits, not 6",)),
         ("minmax_ptq,weight.gain=true", "W4A4", ("weight.gain has no effect",)),
         ("full_precision,low_rank.rank=4", "W32A32", ("takes no low_rank",)),
         ("full_precision,attention_bits=8", "W32A32", ("takes no attention_bits",)),
@@ -219,6 +226,13 @@ def test_overrides_that_are_no_scalar_for_a_key(expression, refused):
 )
 def test_bad_files(folder, change, words, refused):
     refused(lambda: load_variant("own", "W3A3", folder(change)), "own.yaml", *words)
+
+
+@pytest.mark.parametrize("change", [{"loss": "distil"}, {"schedule": {"lr": 2}}])
+def test_a_recipe_says_how_its_training_differs(folder, refused, change):
+    refused(lambda: load_variant("own", "W3A3", folder(lambda raw: raw.update(change))), "own.yaml", "deviates")
+    load_variant("own", "W3A3", folder(lambda raw: raw.update(change, deviates="so")))
+    load_variant("own,loss=distil", "W3A3", folder())
 
 
 def test_bad_overrides_of_a_variant_name_the_variant(folder, refused):

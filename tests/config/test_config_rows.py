@@ -7,7 +7,7 @@ from robuq_bench.cli import main
 from robuq_bench.config.hadamard import base
 from robuq_bench.config.preset import load_preset
 from robuq_bench.config.recipe import load_variant
-from robuq_bench.config.row import load_row
+from robuq_bench.config.row import load_row, training_plan
 from robuq_bench.errors import BenchError
 from robuq_bench.quant.convert import convert, uniform_bits
 from robuq_bench.quant.hadamard import signs_matrix
@@ -58,6 +58,33 @@ def test_a_width_without_hadamard_matrix(in_root, refused):
     refused(lambda: load_row(narrow, "robuq", "W1.58A2"), "order 52", "rotation.kind=block-128, or model.width=48")
     load_row(narrow, "robuq,rotation.kind=block-128", "W1.58A2")
     load_row(load_preset("smoke", "model.width=48"), "robuq", "W1.58A2")
+
+
+def test_the_plan_of_full_precision_and_of_qat(in_root):
+    preset = load_preset("smoke")
+    assert training_plan(preset, load_row(preset, "full_precision", "W32A32")) == preset.train
+    assert training_plan(preset, load_row(preset, "robuq", "W1.58A2")) == preset.qat
+
+
+def test_a_schedule_scales_the_plan(in_root):
+    """Twice the steps: twice the warm-up, and an average over twice as many of them."""
+    preset = load_preset("smoke", "qat.steps=30,qat.warmup=5,qat.ema=0.9,qat.lr=0.001")
+    plan = training_plan(preset, load_row(preset, "robuq,schedule.steps=2,schedule.lr=3", "W1.58A2"))
+    assert (plan.steps, plan.warmup, plan.lr) == (60, 10, pytest.approx(0.003))
+    assert plan.ema == pytest.approx(0.95)
+    assert (
+        plan.model_copy(update={key: getattr(preset.qat, key) for key in ("steps", "warmup", "lr", "ema")})
+        == preset.qat
+    )
+    short = training_plan(preset, load_row(preset, "robuq,schedule.steps=0.01", "W1.58A2"))
+    assert (short.steps, short.warmup, short.ema) == (1, 0, 0.0)
+    longer = training_plan(preset, load_row(preset, "robuq,schedule.ema=4", "W1.58A2"))
+    assert (longer.steps, longer.ema) == (30, pytest.approx(0.975))
+
+
+def test_a_rank_of_one_layer_type_counts(in_root, refused):
+    wide = "robuq,low_rank.ranks.fc1=48"
+    refused(lambda: load_row(load_preset("smoke"), wide, "W1.58A2"), "rank 48", "largest rank is 47")
 
 
 @pytest.mark.parametrize("verb", ["train", "profile"])

@@ -11,7 +11,7 @@ from robuq_bench.errors import BenchError
 
 
 @pytest.fixture
-def refused():
+def load_refused():
     """Load, expect a BenchError of one line that names `culprit`, and return its message."""
 
     def check(source: str, path: Path | str | None, culprit: object) -> str:

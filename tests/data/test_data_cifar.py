@@ -86,14 +86,14 @@ class Hostile:
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, refused, protocol):
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, load_refused, protocol):
     folder, trace = write_pickles(tmp_path / "data"), tmp_path / "ran"
     data = pickle.dumps({b"data": Hostile(trace), b"labels": []}, protocol)
     pickle.loads(data)
     assert trace.exists()  # it is hostile indeed
     trace.unlink()
     (folder / "data_batch_3").write_bytes(data)
-    assert "nothing in it was run" in refused("cifar10", folder, folder / "data_batch_3")
+    assert "nothing in it was run" in load_refused("cifar10", folder, folder / "data_batch_3")
     assert not trace.exists()
 
 
@@ -101,11 +101,11 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, refused, protocol):
     "name",
     ["builtins eval", "os system", "numpy load", "numpy.core.multiarray fromfile", "numpy ndarray.tofile"],
 )
-def test_only_the_names_of_arrays_are_permitted(tmp_path, refused, name):
+def test_only_the_names_of_arrays_are_permitted(tmp_path, load_refused, name):
     module, attribute = name.split()
     folder = write_pickles(tmp_path)
     (folder / "data_batch_1").write_bytes(f"c{module}\n{attribute}\n.".encode())
-    assert f"refers to {module}.{attribute}" in refused("cifar10", folder, folder / "data_batch_1")
+    assert f"refers to {module}.{attribute}" in load_refused("cifar10", folder, folder / "data_batch_1")
 
 
 @pytest.mark.parametrize(
@@ -123,43 +123,43 @@ def test_only_the_names_of_arrays_are_permitted(tmp_path, refused, name):
         {b"data": np.zeros((1, 3072), np.uint8), b"labels": [10**30]},
     ],
 )
-def test_a_mis_shaped_batch(tmp_path, refused, record):
+def test_a_mis_shaped_batch(tmp_path, load_refused, record):
     path = write_pickles(tmp_path) / "data_batch_2"
     path.write_bytes(pickle.dumps(record, protocol=4))
-    refused("cifar10", tmp_path, path)
+    load_refused("cifar10", tmp_path, path)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 40, -100, -1])
-def test_a_truncated_batch(tmp_path, refused, keep):
+def test_a_truncated_batch(tmp_path, load_refused, keep):
     path = write_pickles(tmp_path) / "data_batch_5"
     path.write_bytes(path.read_bytes()[:keep])
-    refused("cifar10", tmp_path, path)
+    load_refused("cifar10", tmp_path, path)
 
 
-def test_nothing_there(tmp_path, refused):
-    refused("cifar10", tmp_path, tmp_path)
+def test_nothing_there(tmp_path, load_refused):
+    load_refused("cifar10", tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("write", [write_pickles, write_images])
-def test_every_file_of_a_layout_is_needed(tmp_path, refused, write):
+def test_every_file_of_a_layout_is_needed(tmp_path, load_refused, write):
     for path in sorted(write(tmp_path).iterdir()):
         data = path.read_bytes()
         path.unlink()
-        refused("cifar10", tmp_path, path)
+        load_refused("cifar10", tmp_path, path)
         path.write_bytes(data)
     load("cifar10", tmp_path)
 
 
-def test_damaged_image_files(tmp_path, refused):
+def test_damaged_image_files(tmp_path, load_refused):
     path = write_images(tmp_path) / "data_batch_4.png"
     path.write_bytes(path.read_bytes()[:-500])
-    assert "truncated" in refused("cifar10", tmp_path, path)
+    assert "truncated" in load_refused("cifar10", tmp_path, path)
     Image.fromarray(np.zeros((EACH, 1000, 3), np.uint8)).save(path)
-    assert "1024 pixels wide" in refused("cifar10", tmp_path, path)
+    assert "1024 pixels wide" in load_refused("cifar10", tmp_path, path)
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2", "{}", json.dumps(LABELS[1:]), json.dumps([*LABELS[1:], 10])])
-def test_damaged_labels(tmp_path, refused, text):
+def test_damaged_labels(tmp_path, load_refused, text):
     path = write_images(tmp_path) / "train_lables.json"
     path.write_text(text)
-    refused("cifar10", tmp_path, path)
+    load_refused("cifar10", tmp_path, path)

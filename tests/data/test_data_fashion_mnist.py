@@ -85,10 +85,10 @@ def smaller_image(folder):
         (lambda folder: (folder / fm.MOSAIC).unlink(), fm.MOSAIC),
     ],
 )
-def test_damage_is_noticed(copy, monkeypatch, refused, damage, names):
+def test_damage_is_noticed(copy, monkeypatch, load_refused, damage, names):
     damage(copy)
     monkeypatch.setattr(fm.read_packaged, "__defaults__", (copy,))
-    refused("fashion-mnist", None, names)
+    load_refused("fashion-mnist", None, names)
 
 
 def test_rebuilding(tmp_path, monkeypatch, capsys, write_idx):

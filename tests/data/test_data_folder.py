@@ -52,36 +52,36 @@ def test_oblong_images_are_cut_to_the_centre(tmp_path):
     assert (load("folder", tmp_path).images == np.stack([wide[:, 1:5], tall[1:5]])).all()
 
 
-def test_unequal_sizes(tmp_path, refused):
+def test_unequal_sizes(tmp_path, load_refused):
     save(tmp_path / "a" / "1.png", photo(4, 4, 3))
     path = save(tmp_path / "b" / "2.png", photo(5, 5, 3))
-    assert "5 pixels" in refused("folder", tmp_path, path)
+    assert "5 pixels" in load_refused("folder", tmp_path, path)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".bmp", ".jpg"])
 @pytest.mark.parametrize("kept", [0.0, 0.5])
-def test_a_truncated_image(tmp_path, refused, suffix, kept):
+def test_a_truncated_image(tmp_path, load_refused, suffix, kept):
     save(tmp_path / "a" / "1.png", photo(32, 32, 3))
     path = save(tmp_path / "a" / f"2{suffix}", photo(32, 32, 3))
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept)])
-    assert "not a readable image" in refused("folder", tmp_path, path)
+    assert "not a readable image" in load_refused("folder", tmp_path, path)
 
 
 @pytest.mark.parametrize("array", [photo(4, 4, 4), photo(4, 4).astype(np.uint16), photo(4, 4) > 9])
-def test_other_modes(tmp_path, refused, array):
+def test_other_modes(tmp_path, load_refused, array):
     path = save(tmp_path / "a" / "1.png", array)
-    assert "image mode" in refused("folder", tmp_path, path)
+    assert "image mode" in load_refused("folder", tmp_path, path)
 
 
-def test_a_stranger_among_the_images(tmp_path, refused):
+def test_a_stranger_among_the_images(tmp_path, load_refused):
     save(tmp_path / "a" / "1.png", photo(4, 4, 3))
     path = tmp_path / "a" / "notes.txt"
     path.write_text("hello")
-    assert "not an image file" in refused("folder", tmp_path, path)
+    assert "not an image file" in load_refused("folder", tmp_path, path)
 
 
-def test_no_classes_and_no_images(tmp_path, refused):
-    assert "no subfolders" in refused("folder", tmp_path, tmp_path)
+def test_no_classes_and_no_images(tmp_path, load_refused):
+    assert "no subfolders" in load_refused("folder", tmp_path, tmp_path)
     (tmp_path / "a").mkdir()
-    assert "no images" in refused("folder", tmp_path, tmp_path / "a")
+    assert "no images" in load_refused("folder", tmp_path, tmp_path / "a")

@@ -31,16 +31,16 @@ def test_the_training_split_comes_first_and_t10k_stands_in(tmp_path, write_idx):
     assert idx.read(tmp_path, splits=("t10k",)).images[0, 0, 0, 0] == 100
 
 
-def test_nothing_there(tmp_path, refused):
-    assert "train-images-idx3-ubyte" in refused("idx", tmp_path, tmp_path)
+def test_nothing_there(tmp_path, load_refused):
+    assert "train-images-idx3-ubyte" in load_refused("idx", tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"])
-def test_half_a_pair(tmp_path, refused, write_idx, name):
+def test_half_a_pair(tmp_path, load_refused, write_idx, name):
     write_idx(tmp_path, IMAGES, LABELS, "t10k")
     write_idx(tmp_path, IMAGES, LABELS, "train")
     (tmp_path / name).unlink()
-    assert "missing" in refused("idx", tmp_path, tmp_path / name)
+    assert "missing" in load_refused("idx", tmp_path, tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -57,26 +57,26 @@ def test_half_a_pair(tmp_path, refused, write_idx, name):
         (lambda data: data[:4] + bytes(12), "holds no data"),
     ],
 )
-def test_damaged_images(tmp_path, refused, write_idx, damage, says):
+def test_damaged_images(tmp_path, load_refused, write_idx, damage, says):
     path = write_idx(tmp_path, IMAGES, LABELS) / "train-images-idx3-ubyte"
     path.write_bytes(damage(path.read_bytes()))
-    assert says in refused("idx", tmp_path, path)
+    assert says in load_refused("idx", tmp_path, path)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-6], lambda data: data[:15] + b"\xff" * 9, lambda data: b"no"])
-def test_damaged_gzip(tmp_path, refused, write_idx, damage):
+def test_damaged_gzip(tmp_path, load_refused, write_idx, damage):
     path = write_idx(tmp_path, IMAGES, LABELS, packed=True) / "train-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
-    assert "damaged or truncated gzip" in refused("idx", tmp_path, path)
+    assert "damaged or truncated gzip" in load_refused("idx", tmp_path, path)
 
 
-def test_counts_must_agree(tmp_path, refused, write_idx):
+def test_counts_must_agree(tmp_path, load_refused, write_idx):
     write_idx(tmp_path, IMAGES, np.zeros(3, np.uint8))
-    message = refused("idx", tmp_path, tmp_path / "train-labels-idx1-ubyte")
+    message = load_refused("idx", tmp_path, tmp_path / "train-labels-idx1-ubyte")
     assert "3 labels, but train-images-idx3-ubyte has 2" in message
 
 
-def test_a_label_that_is_no_class(tmp_path, refused, write_idx):
+def test_a_label_that_is_no_class(tmp_path, load_refused, write_idx):
     write_idx(tmp_path, IMAGES, np.array([0, 10], np.uint8))
-    message = refused("fashion-mnist", tmp_path, tmp_path / "train-labels-idx1-ubyte")
+    message = load_refused("fashion-mnist", tmp_path, tmp_path / "train-labels-idx1-ubyte")
     assert "label 10 is outside 0 ... 9" in message

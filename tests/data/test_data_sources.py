@@ -18,33 +18,33 @@ def test_digits():
     assert s.images[0, 0, :, 0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]  # 0 0 5 13 9 1 0 0 of 16
 
 
-def test_digits_takes_no_path(tmp_path, refused):
-    refused("digits", tmp_path, tmp_path)
+def test_digits_takes_no_path(tmp_path, load_refused):
+    load_refused("digits", tmp_path, tmp_path)
 
 
-def test_an_unknown_source_suggests_the_nearest(refused):
-    assert "did you mean 'cifar10'?" in refused("cifar-10", None, "unknown data source 'cifar-10'")
+def test_an_unknown_source_suggests_the_nearest(load_refused):
+    assert "did you mean 'cifar10'?" in load_refused("cifar-10", None, "unknown data source 'cifar-10'")
 
 
 @pytest.mark.parametrize("source", ["idx", "cifar10", "folder"])
-def test_a_path_is_needed(refused, source):
-    refused(source, None, f"source '{source}' needs a path")
+def test_a_path_is_needed(load_refused, source):
+    load_refused(source, None, f"source '{source}' needs a path")
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_the_path_must_be_a_folder(tmp_path, refused, source):
-    assert "no such folder" in refused(source, tmp_path / "absent", tmp_path / "absent")
+def test_the_path_must_be_a_folder(tmp_path, load_refused, source):
+    assert "no such folder" in load_refused(source, tmp_path / "absent", tmp_path / "absent")
     (tmp_path / "file").write_text("")
-    assert "is not a folder" in refused(source, tmp_path / "file", tmp_path / "file")
+    assert "is not a folder" in load_refused(source, tmp_path / "file", tmp_path / "file")
 
 
-def test_a_home_folder_is_expanded(tmp_path, monkeypatch, refused):
+def test_a_home_folder_is_expanded(tmp_path, monkeypatch, load_refused):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "empty").mkdir()
-    refused("idx", "~/empty", tmp_path / "empty")
+    load_refused("idx", "~/empty", tmp_path / "empty")
 
 
-def test_an_unreadable_file(tmp_path, monkeypatch, refused):
+def test_an_unreadable_file(tmp_path, monkeypatch, load_refused):
     path = tmp_path / "a" / "1.png"
     path.parent.mkdir()
     path.write_bytes(b"")
@@ -53,7 +53,7 @@ def test_an_unreadable_file(tmp_path, monkeypatch, refused):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", denied)  # a file mode would not stop root
-    assert "cannot be read (Permission denied)" in refused("folder", tmp_path, path)
+    assert "cannot be read (Permission denied)" in load_refused("folder", tmp_path, path)
 
 
 def test_the_room_is_light_to_import():
