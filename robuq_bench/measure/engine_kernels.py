@@ -20,6 +20,7 @@ from robuq_bench.config.base import build
 from robuq_bench.engine.kernels import gemm, jit, pack_down, packing, reference, rotate_quantize
 from robuq_bench.engine.kernels.choice import tile_for
 from robuq_bench.engine.kernels.int8 import gemm_int8, int8_weight
+from robuq_bench.engine.kernels.rowwise import roundings
 from robuq_bench.engine.support import kernel_rotation
 from robuq_bench.errors import BenchError, unknown
 from robuq_bench.files import read_json, write_json
@@ -31,8 +32,8 @@ from robuq_bench.progress import Bar
 
 EXAMPLE = "robuq-bench engine-kernels --rates results/engine/rates.json --out results/engine/kernels.json"
 WIDTHS = {"XL": 1152, "quick": 128, "S": 384, "B": 768, "L": 1024}
-TOKENS = {"XL": (256, 512, 1024, 4096, 16384)}
-FEW_TOKENS = (512, 4096, 16384)
+TOKENS = {"XL": (16384, 4096, 512, 1024, 256)}  # the most telling first
+FEW_TOKENS = (16384, 4096, 512)
 BITS = (1, 2, 3, 4)
 IMAGE_TOKENS = 256
 ROUNDING = 3e-3  # relative error of a product rounded once to bfloat16 is about 1.7e-3
@@ -64,6 +65,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", nargs="+", default=list(WIDTHS), help=f"shapes of which DiTs: {', '.join(WIDTHS)}")
     parser.add_argument("--tokens", type=int, nargs="+", help="rows of the products (default: a choice for each size)")
     parser.add_argument("--seconds", type=float, default=3600.0, help="begin no more shapes after this many seconds")
+    parser.add_argument("--state", type=Path, help="JSON to go on from and to write after every M (default: --out)")
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
 
 
@@ -75,37 +77,67 @@ def run(args: argparse.Namespace) -> None:
     rates = build(Rates, read_json(args.rates), str(args.rates))
     if rates.hardware.name != torch.cuda.get_device_name():
         raise BenchError(f"{args.rates}: rates of {rates.hardware.name}, but this is {torch.cuda.get_device_name()}")
-    for record in measure(args.size, args.tokens, rates, args.seconds):
-        write_json(args.out, record.model_dump(mode="json"))
+    state = args.state or args.out
+    for record in measure(args.size, args.tokens, rates, args.seconds, kept(state, rates)):
+        for path in {state, args.out}:
+            write_json(path, record.model_dump(mode="json"))
 
 
-def measure(sizes: Sequence[str], tokens: Sequence[int] | None, rates: Rates, seconds: float) -> Iterator[Kernels]:
-    """The record after every size and M; what is left after `seconds` is listed as missing.
+def measure(
+    sizes: Sequence[str], tokens: Sequence[int] | None, rates: Rates, seconds: float, have: Kernels | None = None
+) -> Iterator[Kernels]:
+    """The record after every size and M that `have` lacks; what is left after `seconds` is listed as missing.
 
     Raises BenchError when a kernel does not compute what it should.
     """
     torch.manual_seed(0)
     deadline = time.monotonic() + seconds
     steps = [(size, m) for size in sizes for m in tokens or TOKENS.get(size, FEW_TOKENS)]
-    rows = list(modulation_rows(rates)) if "XL" in sizes else []
-    missing: list[Missing] = []
-    with Bar("kernels", len(steps)) as bar:
-        for done, (size, m) in enumerate(steps, start=1):
+    rows, missing = (list(have.rows), list(have.missing)) if have else ([], [])
+    done = {(row.size, row.m) for row in rows if row.kind == "product"}
+    if "XL" in sizes and not any(row.kind == "adaln" for row in rows):
+        rows += modulation_rows(rates)
+    todo = [step for step in steps if step not in done]
+    if not todo:
+        yield _record(rows, missing, rates)
+    with Bar("kernels", len(todo)) as bar:
+        for count, (size, m) in enumerate(todo, start=1):
             for linear in linears(WIDTHS[size]):
                 rows += with_ratios(list(product_rows(size, linear, m, rates, missing)))
             rows += row_wise_rows(size, m, rates)
             bar.advance()
             over = time.monotonic() > deadline
-            reason = f"the limit of {seconds:g} s (--seconds) was reached"
-            left = [Missing(what=f"kernels of {size}, M = {m}", reason=reason) for size, m in steps[done:] if over]
+            left = [_unreached(step, seconds) for step in todo[count:] if over]
             yield _record(rows, [*missing, *left], rates)
             if over:
                 return
 
 
+LIMIT = "(--seconds) was reached"
+
+
+def _unreached(step: tuple[str, int], seconds: float) -> Missing:
+    size, m = step
+    return Missing(what=f"kernels of {size}, M = {m}", reason=f"the limit of {seconds:g} s {LIMIT}")
+
+
+def kept(path: Path, rates: Rates) -> Kernels | None:
+    """What an earlier run measured, whole sizes and M, when it holds: same code, same rates, and so the same GPU."""
+    if not path.is_file():
+        return None
+    earlier = build(Kernels, read_json(path), str(path))
+    if (earlier.provenance.get("code"), earlier.rates) != (code(), rates):
+        return None
+    return earlier.model_copy(update={"missing": tuple(m for m in earlier.missing if LIMIT not in m.reason)})
+
+
+def code() -> str:
+    return provenance.code_digest(__name__)
+
+
 def _record(rows: list[KernelRow], missing: list[Missing], rates: Rates) -> Kernels:
     facts = {"protocol": "graph replays over rotating inputs", "nvrtc": jit.nvrtc_version(), "cuda": torch.version.cuda}
-    facts["code"] = provenance.code_digest(__name__)
+    facts["code"] = code()
     record = provenance.collect(torch.cuda.get_device_name(), **facts)
     return Kernels(rows=tuple(rows), missing=tuple(missing), rates=rates, provenance=record)
 
@@ -232,7 +264,7 @@ def row_wise_rows(size: str, m: int, rates: Rates) -> Iterator[KernelRow]:
         to = torch.empty_like(x[0])
         times = graph_times([partial(to.copy_, part) for part in x])
         yield KernelRow(**facts, kernel="copy", bound=bounds.copy(m, channels, rates), **times)
-        down = pack_down(torch.randn(packing.RANK, channels, device=DEVICE), rotation)
+        down = pack_down(torch.randn(packing.RANK, channels, device=DEVICE), rotation, pre)
         for bits, branch in ((2, None), *((bits, down) for bits in BITS)):
             wrong = wrong_codes(x[0], rotation, bits, **given)
             outs = [rotate_quantize(part, rotation, bits, down=branch, **given) for part in x]
@@ -250,10 +282,14 @@ def random_rotation(width: int) -> Any:
 
 
 def wrong_codes(x: Tensor, rotation: Any, bits: int, **given: Any) -> float:
-    """Fraction of codes that differ from torch in float32. Raises BenchError above 1e-4, or when one is off by two."""
+    """Fraction of codes that differ from torch in float32 with the kernel's roundings.
+
+    Raises BenchError above 1e-4, or when one is off by two.
+    """
     settle()
     packed = rotate_quantize(x, rotation, bits, **given)
-    expected = reference.rotate_quantize_reference(x, rotation, bits, **given)["codes"]
+    rounded = roundings(rotation, len(x), x.device, **given)
+    expected = reference.rotate_quantize_reference(x, rotation, bits, **given, **rounded)["codes"]
     off = (packing.unpack_activation(packed) - expected).abs()
     wrong = (off > 0).double().mean().item()
     if wrong > WRONG_CODES or off.max() > 1:

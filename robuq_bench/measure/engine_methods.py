@@ -43,8 +43,8 @@ class Method:
     """One way to run a model; exactly one of `bits` (deployed: bits per layer type) and `precision` is given.
 
     bound: relative error against fp32 that the arithmetic explains; None: measured, see `agreement`.
-    compiled: by torch.compile with "reduce-overhead"; quantised: torchao's kind, compiled too, see `_captured`.
-    needs: a package that must be there.
+    compiled: by torch.compile with "reduce-overhead"; quantised: torchao's kind, compiled too, see `_captured`;
+    tuned: with torchao's own settings of the compiler, which search for minutes. needs: a package that must be there.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Method:
     tf32: bool = False
     compiled: bool = False
     quantised: str | None = None
+    tuned: bool = False
     needs: str | None = None
 
     @property
@@ -64,6 +65,7 @@ class Method:
         return (
             "torchao's dynamic quantisation of the blocks' linears but adaLN, which has too few rows for its kernels",
             "blocks compiled one by one, the whole pass in one CUDA graph",
+            "compiler tuned as torchao does (coordinate descent)" if self.tuned else "compiler at its own settings",
         )
 
     @property
@@ -96,6 +98,8 @@ METHODS = {
         Method("fp16 compiled", 1e-2, precision=torch.float16, compiled=True),
         Method("int8 compiled", 0.2, precision=torch.bfloat16, quantised="int8", needs="torchao"),
         Method("fp8 compiled", 0.2, precision=torch.bfloat16, quantised="fp8", needs="torchao"),
+        Method("int8 tuned", 0.2, precision=torch.bfloat16, quantised="int8", tuned=True, needs="torchao"),
+        Method("fp8 tuned", 0.2, precision=torch.bfloat16, quantised="fp8", tuned=True, needs="torchao"),
     )
 }
 
@@ -142,21 +146,29 @@ def load(method: Method, spec: DiT, path: Path | None) -> Forward:
     if method.needs and importlib.util.find_spec(method.needs) is None:
         raise BenchError(f"{method.needs} is not installed here")
     _tf32(method.tf32)
-    model = nn.Module.to(diffusers_model(spec), method.precision)  # diffusers' own `to` warns of nothing here
+    model = diffusers_model(spec, method.precision)
     if method.quantised:
-        _quantise(model, method.quantised)
+        _quantise(model, method.quantised, method.tuned)
         return _captured(model, method.precision)
     if method.compiled:
         model = torch.compile(model, mode="reduce-overhead", dynamic=False)
     return _forward(model, method.precision)
 
 
-def diffusers_model(spec: DiT) -> nn.Module:
-    """diffusers' own model with its own initialisation, the same weights at every call, float32 on the GPU."""
+def diffusers_model(spec: DiT, precision: torch.dtype = torch.float32) -> nn.Module:
+    """diffusers' own model with its own initialisation on the GPU; the same weights at every call and precision.
+
+    They are values of bfloat16, so that nothing larger than the model wanted is ever in memory.
+    """
     torch.manual_seed(0)
-    with torch.device(DEVICE):
-        model = _bare(spec)
-    return model.to(DEVICE).eval()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(DEVICE):
+            model = _bare(spec)
+    finally:
+        torch.set_default_dtype(before)
+    return nn.Module.to(model, DEVICE, precision).eval()  # diffusers' own `to` warns of nothing here
 
 
 def _bare(spec: DiT) -> nn.Module:
@@ -171,7 +183,7 @@ def _bare(spec: DiT) -> nn.Module:
     )
 
 
-def _quantise(model: nn.Module, kind: str) -> None:
+def _quantise(model: nn.Module, kind: str, tuned: bool) -> None:
     """torchao's dynamic quantisation of the block linears (adaLN and embedders see too few rows for its kernels)."""
     from torchao import quantization
 
@@ -183,7 +195,7 @@ def _quantise(model: nn.Module, kind: str) -> None:
     def block_linear(module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Linear) and (".attn1." in name or ".ff." in name)
 
-    quantization.quantize_(model, configs[kind](), filter_fn=block_linear)
+    quantization.quantize_(model, configs[kind](set_inductor_config=tuned), filter_fn=block_linear)
 
 
 def _captured(model: nn.Module, precision: torch.dtype) -> Forward:
@@ -191,6 +203,8 @@ def _captured(model: nn.Module, precision: torch.dtype) -> Forward:
 
     No slower than "reduce-overhead" over the whole model, which takes minutes to compile around quantised tensors.
     """
+    # Patches leave the embedder transposed: one layout for all blocks, so that they share one compiled graph.
+    model.pos_embed.register_forward_hook(lambda _module, _inputs, tokens: tokens.contiguous())
     for block in model.transformer_blocks:
         block.compile(dynamic=False)
     graphs = Graphs(_forward(model, precision))

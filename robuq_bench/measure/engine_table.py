@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -29,8 +30,8 @@ from robuq_bench.progress import Bar
 
 EXAMPLE = "robuq-bench engine-table --seconds 400 --out results/engine/table.json"
 KEPT = ("ok", "disagrees", "out of memory", "not available")  # what running again would not change
-SIDE_BY_SIDE = 18  # processes that get ready at once
-READY_SECONDS = 120.0
+LOADING_BYTES = 4.5e9  # of GPU memory that one process takes at most while it gets ready: fp32 weights and a copy
+READY_SECONDS, TUNED_SECONDS = 120.0, 600.0
 PROTOCOL = "events around passes made one after the other, inputs rotating over 4 sets, in a process of its own"
 
 
@@ -133,11 +134,24 @@ def _waves(todo: Sequence[tuple[str, str, int]], plan: Plan, deadline: float) ->
     with tempfile.TemporaryDirectory(prefix="robuq-bench-") as folder:
         tasks = [Task(*key, Path(folder)) for key in todo]
         made: set[Path] = set()
-        for at in range(0, len(tasks), SIDE_BY_SIDE):
-            left = deadline - time.monotonic()
-            if left <= 0:
+        size = side_by_side(torch.cuda.mem_get_info()[0], os.cpu_count() or 1)
+        for part in batched(tasks, size):
+            if time.monotonic() > deadline:
                 return
-            part = tasks[at : at + SIDE_BY_SIDE]
             models = {task.expected: task for task in part if task.expected not in made}
             made |= models.keys()
-            yield from waves.wave(part, list(models.values()), plan, min(READY_SECONDS, left))
+            patience = TUNED_SECONDS if METHODS[part[0].method].tuned else READY_SECONDS
+            yield from waves.wave(part, list(models.values()), plan, patience)
+
+
+def batched(tasks: Sequence[Task], size: int) -> Iterator[Sequence[Task]]:
+    """At most `size` tasks at a time; those that are tuned for minutes keep no others waiting."""
+    for _, alike in groupby(tasks, key=lambda task: METHODS[task.method].tuned):
+        rest = list(alike)
+        for at in range(0, len(rest), size):
+            yield rest[at : at + size]
+
+
+def side_by_side(free_bytes: int, cores: int) -> int:
+    """How many processes get ready at once, so that neither GPU memory nor cores run out."""
+    return max(1, min(int(free_bytes / LOADING_BYTES), cores))

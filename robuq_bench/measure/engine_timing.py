@@ -87,7 +87,7 @@ def sets(bytes_of_one: int) -> int:
 def hardware() -> Hardware:
     """The current GPU. nvidia-smi is asked, where it is there, and changes nothing."""
     facts = torch.cuda.get_device_properties(torch.cuda.current_device())
-    told = _query(torch.cuda.current_device())
+    told = _query(f"GPU-{facts.uuid}")  # its index may be another one where only some GPUs are visible
     return Hardware(
         name=facts.name,
         capability=f"{facts.major}.{facts.minor}",
@@ -105,10 +105,10 @@ def hardware() -> Hardware:
     )
 
 
-def _query(index: int) -> dict[str, str]:
+def _query(name: str) -> dict[str, str]:
     if shutil.which("nvidia-smi") is None:
         return {}
-    command = ["nvidia-smi", f"--id={index}", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", f"--id={name}", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
     try:
         text = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):

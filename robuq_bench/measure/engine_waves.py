@@ -31,9 +31,9 @@ class Worker:
             return None
 
     def end(self, patience: float = 1.0) -> None:
-        """Let it finish, or kill it after `patience` seconds; again, it does nothing."""
-        self.process.join(max(0.0, patience))
+        """Let it go and finish, or kill it after `patience` seconds; again, it does nothing."""
         self.channel.close()
+        self.process.join(max(0.0, patience))
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -60,7 +60,7 @@ def wave(tasks: Sequence[Task], models: Sequence[Task], plan: Plan, seconds: flo
             helper.end(deadline - time.monotonic())
         for worker in workers:  # timing needs an idle GPU
             if ready[worker.task] is None:
-                worker.end()
+                worker.end(patience=0)
         for worker in workers:
             answer = ready[worker.task]
             if answer == READY:
@@ -68,10 +68,16 @@ def wave(tasks: Sequence[Task], models: Sequence[Task], plan: Plan, seconds: flo
                 answer = worker.answer(TIMING_SECONDS)
             lost = f"its process died, or was not ready within {seconds:.0f} s"
             yield answer if isinstance(answer, Forward) else failed(worker.task, lost)
-            worker.end()
     finally:
-        for worker in [*workers, *helpers]:
-            worker.end()
+        end_all([*workers, *helpers])
+
+
+def end_all(workers: Sequence[Worker]) -> None:
+    """Let all go, then wait for each: they take their leave side by side."""
+    for worker in workers:
+        worker.channel.close()
+    for worker in workers:
+        worker.end()
 
 
 def gather(workers: Sequence[Worker], deadline: float) -> Iterable[tuple[Worker, object]]:

@@ -5,6 +5,7 @@ to: many get ready side by side, and each is timed alone.
 """
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -142,6 +143,13 @@ def measure(task: Task, plan: Plan, channel: Connection) -> None:
         channel.send(Forward(**row, status="not available", reason=str(error)))
     except Exception as error:
         channel.send(Forward(**row, status="failed", reason=_reason(error)))
+    stay(channel)
+
+
+def stay(channel: Connection) -> None:
+    """Wait to be let go: a process that ends frees its GPU memory, which the one being timed would feel."""
+    with suppress(EOFError, OSError):
+        channel.recv()
 
 
 def _measure(task: Task, plan: Plan, channel: Connection, row: dict) -> None:

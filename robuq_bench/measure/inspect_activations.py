@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from robuq_bench.config.recipe import load_variant
-from robuq_bench.data import ImageSet
 from robuq_bench.errors import BenchError
 from robuq_bench.measure.inspect_records import ROTATIONS, Activations, Layer, View
 from robuq_bench.measure.inspect_statistics import Histogram, Totals, floors, view
 from robuq_bench.models.dit import linears, predict
 from robuq_bench.quant.convert import convert, quant_linears, uniform_bits
 from robuq_bench.seeds import seed
-from robuq_bench.train.objective import to_signal
+from robuq_bench.train.examples import Examples
+from robuq_bench.train.objective import noised
 
 BATCH = 64
 CONTROL_TOKENS = 8192
@@ -48,23 +48,19 @@ def _unrotated(x: Tensor) -> Tensor:
     return x
 
 
-def noisy(held_out: ImageSet, times: tuple[float, ...], device: str) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """(index of the time, images x [B, C, H, W], times [B], labels [B]): every image at every time, fixed noise.
+def noisy(held_out: Examples, times: tuple[float, ...], device: str) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """(index of the time, noisy images x [B, C, H, W], times [B], labels [B]): every image at every time, fixed noise.
 
-    x = (1 - t) image + t noise, as in training (rectified flow).
+    Noise is added as in training.
     """
-    signal, labels = to_signal(held_out.images), torch.from_numpy(held_out.labels)
     for index, time in enumerate(times):
-        for start in range(0, len(signal), BATCH):
-            part = signal[start : start + BATCH]
-            noise = torch.randn(part.shape, generator=torch.Generator().manual_seed(seed("inspect", index, start)))
-            x = (1 - time) * part + time * noise
-            yield (
-                index,
-                x.to(device),
-                torch.full((len(part),), time, device=device),
-                labels[start : start + BATCH].to(device),
-            )
+        for start in range(0, len(held_out), BATCH):
+            part = slice(start, start + BATCH)
+            signal = held_out.signal[part]
+            noise = torch.randn(signal.shape, generator=torch.Generator().manual_seed(seed("inspect", index, start)))
+            spread = torch.full((len(signal),), time)
+            batch = noised(signal, held_out.labels[part], noise, spread, held_out.process).to(device)
+            yield index, batch.x, batch.time, batch.labels
 
 
 def passes(images: int, times: int) -> int:
@@ -115,7 +111,7 @@ class _Watch:
 @torch.no_grad()
 def activations(
     model: nn.Module,
-    held_out: ImageSet,
+    held_out: Examples,
     times: tuple[float, ...],
     sign_seed: int,
     device: str,

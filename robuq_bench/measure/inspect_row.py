@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robuq_bench.data import ImageSet
 from robuq_bench.engine import packed
 from robuq_bench.errors import BenchError
 from robuq_bench.files import sha256_file
@@ -22,6 +21,7 @@ from robuq_bench.quant.convert import quant_linears
 from robuq_bench.quant.linear import QuantLinear
 from robuq_bench.quant.quantiser import Quantiser
 from robuq_bench.seeds import seed
+from robuq_bench.train.examples import Examples
 
 
 def load(packed_path: Path, trained_path: Path) -> tuple[nn.Module, nn.Module, Card]:
@@ -78,7 +78,7 @@ def _energy(x: Tensor) -> float:
 def row(
     files: tuple[Path, Path],
     full_precision: nn.Module,
-    held_out: ImageSet,
+    held_out: Examples,
     times: tuple[float, ...],
     device: str,
     advance: Callable[[], None],

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from robuq_bench import provenance
 from robuq_bench.config.preset import Preset, load_preset, preset_arguments
-from robuq_bench.data import ImageSet
-from robuq_bench.devices import describe, use
+from robuq_bench.devices import describe, expect, use
 from robuq_bench.errors import BenchError
 from robuq_bench.files import sha256_file, write_json
 from robuq_bench.measure.inspect_activations import activations, passes
@@ -18,8 +17,8 @@ from robuq_bench.measure.inspect_records import Inspection
 from robuq_bench.measure.inspect_row import row
 from robuq_bench.measure.inspect_verdict import verdict
 from robuq_bench.progress import Bar
-from robuq_bench.train.images import images
-from robuq_bench.train.stage import dit_shape, full_precision
+from robuq_bench.train.examples import Examples, examples
+from robuq_bench.train.stage import full_precision
 
 EXAMPLE = """robuq-bench inspect --preset quick --model results/quick/full_precision/W32A32/seed0/model.safetensors \\
     --trained results/quick/robuq_uniform/W1.58A2/seed0/model.safetensors \\
@@ -41,12 +40,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     preset = load_preset(args.preset, args.set)
-    device = use(preset.device, preset.threads)
+    expect(preset.device, preset.threads)
     held_out = _held_out(preset, args.images)
     if args.times < 1:
         raise BenchError(f"--times {args.times}: give at least one")
     times = tuple((k + 0.5) / args.times for k in range(args.times))
-    model = full_precision(preset, dit_shape(held_out), args.model).to(device).eval()
+    model = full_precision(preset, held_out.shape, args.model).eval()
+    device = use(preset.device, preset.threads)
+    model.to(device)
     with Bar("inspect", 2 * passes(len(held_out), len(times))) as bar:
         seen = activations(model, held_out, times, args.signs, device, bar.advance)
         taken_apart = row((args.packed, args.trained), model, held_out, times, device, bar.advance)
@@ -63,9 +64,9 @@ def run(args: argparse.Namespace) -> None:
     write_json(args.out, record.model_dump(mode="json"))
 
 
-def _held_out(preset: Preset, count: int) -> ImageSet:
+def _held_out(preset: Preset, count: int) -> Examples:
     """The first `count` held-out images. Raises BenchError when there are not so many."""
-    _, held_out = images(preset)
+    _, held_out = examples(preset)
     if not 1 <= count <= len(held_out):
         raise BenchError(f"--images {count}: choose 1 to {len(held_out)}, the images that the preset holds out")
-    return held_out.subset(range(count))
+    return held_out.first(count)

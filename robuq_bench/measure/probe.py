@@ -1,154 +1,155 @@
-"""Error of activation quantisers on the trained full-precision model, without any training."""
+"""How fast is this GPU at what the paper's run consists of? Training steps, denoisers, features, the autoencoder.
+
+About a minute. `robuq-bench plan` computes from the JSON what a preset would cost. Every part is made in a process of
+its own, side by side where GPU memory allows, and timed alone; weights are random.
+"""
 
 import argparse
-import copy
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from robuq_bench import provenance
-from robuq_bench.config.preset import load_preset, preset_arguments
-from robuq_bench.config.recipe import Quantiser as Spec
-from robuq_bench.config.recipe import Variant, load_variant
-from robuq_bench.data import ImageSet
-from robuq_bench.devices import describe, use
-from robuq_bench.errors import BenchError
+from robuq_bench.engine.kernels import jit
+from robuq_bench.errors import BenchError, unknown
 from robuq_bench.files import write_json
-from robuq_bench.models import checkpoint, dit
+from robuq_bench.measure.engine_methods import release
+from robuq_bench.measure.engine_timing import call_times, hardware
+from robuq_bench.measure.engine_waves import Worker, end_all, gather, start
+from robuq_bench.measure.engine_worker import READY, stay
+from robuq_bench.measure.probe_parts import MODEL, PIXELS, Part, Ready, parts
+from robuq_bench.measure.probe_records import Probe, Throughput
 from robuq_bench.progress import Bar
-from robuq_bench.quant.convert import convert, quant_linears, uniform_bits
-from robuq_bench.quant.linear import QuantLinear
-from robuq_bench.train.images import images
-from robuq_bench.train.objective import held_out_loss
 
-EXAMPLE = "robuq-bench probe --preset quick --model fp.safetensors --out quantizer_error.json"
-BITS = (2, 3, 4)
-IMAGES = 512
-SETTINGS = {
-    "min-max": Spec(format="asymmetric", granularity="token", scale="minmax"),
-    "absmax": Spec(format="midtread", granularity="token", scale="absmax"),
-    "absmean": Spec(format="midtread", granularity="token", scale="absmean"),
-    "Gaussian mid-rise": Spec(format="midrise", granularity="token", scale="mean_abs"),
-    "Gaussian mid-rise, RMS": Spec(format="midrise", granularity="token", scale="rms"),
-    "Gaussian mid-rise, centred": Spec(format="midrise", granularity="token", scale="mean_abs", centre=True),
-    "Gaussian mid-tread": Spec(format="midtread", granularity="token", scale="mean_abs"),
-    "Gaussian mid-tread, mid-rise step": Spec(format="midtread", granularity="token", scale="mean_abs", step="midrise"),
-    "Lloyd-Max": Spec(format="lloyd_max", granularity="token", scale="mean_abs"),
-}
-COLUMNS = [
-    {"key": "quantiser", "title": "Activation quantiser", "format": ""},
-    {"key": "bits", "title": "Bits", "format": "d"},
-    {"key": "relative_mse", "title": "Relative MSE of rotated inputs", "format": ".4f"},
-    {"key": "held_out_loss", "title": "Held-out loss", "format": ".4f"},
-]
-PLOT = {
-    "x": "bits",
-    "y": "relative_mse",
-    "series": "quantiser",
-    "xlabel": "activation bits",
-    "ylabel": "relative MSE of rotated inputs",
-    "log": True,
-}
+EXAMPLE = "robuq-bench probe --out results/probe/my-gpu.json"
+SIDE_BY_SIDE_BYTES = 80e9  # GPU memory that all parts together take
+READY_SECONDS, TIMING_SECONDS = 150.0, 60.0
+THREADS = 4  # of each process: weights are made and converted on the CPU
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    preset_arguments(parser)
-    parser.add_argument("--model", type=Path, required=True, help="full-precision checkpoint")
+    parser.add_argument("--part", nargs="+", default=list(parts()), metavar="PART", help="of: " + "; ".join(parts()))
+    parser.add_argument("--inception", type=Path, help="weights of torch-fidelity's Inception, to time it as well")
+    parser.add_argument("--repeats", type=int, default=10, help="timed calls of each part")
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
 
 
+@dataclass(frozen=True)
+class Task:
+    """A part to time: its name, and the weights it may need."""
+
+    part: str
+    inception: Path | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How parts are timed."""
+
+    repeats: int
+    most_seconds: float = 3.0
+
+
 def run(args: argparse.Namespace) -> None:
-    preset = load_preset(args.preset, args.set)
-    device = use(preset.device, preset.threads)
-    tensors, card = checkpoint.load(args.model, "trained")
-    if card.diverged:
-        raise BenchError(f"{args.model}: this model diverged ({card.reason}); there is nothing to probe")
-    model = dit.build(card.model, card.shape)
-    checkpoint.load_into(model, tensors, args.model)
-    _, held_out = images(preset)
-    held_out = held_out.subset(range(min(IMAGES, len(held_out))))
-    rows = list(compare(model.to(device).eval(), held_out, device))
-    full_precision, _ = held_out_loss(model, held_out, device)
-    record = {
-        "name": "quantizer_error",
-        "title": "Activation quantisers on the trained model",
-        "question": "How much do rotated activations lose to each quantiser, before any training?",
-        "sentence": sentence(rows, full_precision),
-        "columns": COLUMNS,
-        "rows": rows,
-        "plot": PLOT,
-        "label": "simulated",
-        "provenance": provenance.collect(describe(device)),
-    }
-    write_json(args.out, record)
+    jit.architecture()
+    for name in args.part:
+        if name not in parts():
+            raise unknown("part", name, parts())
+    os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(THREADS))
+    started = time.monotonic()
+    tasks = [Task(name, args.inception) for name in dict.fromkeys(args.part)]
+    together = len(tasks) if torch.cuda.mem_get_info()[0] >= SIDE_BY_SIDE_BYTES else 1
+    found: list[Throughput] = []
+    facts = {"model": MODEL, "pixels": PIXELS, "hardware": hardware()}
+    with Bar("probe", len(tasks)) as bar:
+        for at in range(0, len(tasks), together):
+            for row in wave(tasks[at : at + together], Plan(args.repeats)):
+                found.append(row)
+                record = provenance.collect(torch.cuda.get_device_name(), cuda=torch.version.cuda)
+                seconds = round(time.monotonic() - started, 1)
+                probe = Probe(parts=tuple(found), seconds=seconds, provenance=record, **facts)
+                write_json(args.out, probe.model_dump(mode="json"))
+                bar.advance(1, **({"images/s": row.images_per_s} if row.times else {}))
 
 
-def compare(model: nn.Module, held_out: ImageSet, device: str) -> Iterator[dict[str, Any]]:
-    """A row per quantiser and bit-width: error of the block linears' inputs, and the loss it leads to.
-
-    Weights stay in full precision and every block linear is rotated as in RobuQ, so that nothing but the
-    activation quantiser differs.
-    """
-    with Bar("probe activation quantisers", len(SETTINGS) * len(BITS)) as bar:
-        for name, spec in SETTINGS.items():
-            for bits in BITS:
-                probed = convert(copy.deepcopy(model), activations_only(spec, bits), _bits(model, spec, bits), 0)
-                with torch.no_grad(), _Errors(probed) as errors:
-                    value, _ = held_out_loss(probed, held_out, device)
-                bar.advance()
-                yield {
-                    "quantiser": name,
-                    "bits": bits,
-                    "relative_mse": errors.mean(),
-                    "held_out_loss": value,
-                }
+def wave(tasks: Sequence[Task], plan: Plan) -> Iterator[Throughput]:
+    """One row a task, in order: all get ready side by side, then each is timed while the others wait."""
+    deadline = time.monotonic() + READY_SECONDS
+    workers = [start(measure, task, plan) for task in tasks]
+    try:
+        ready = {worker.task: answer for worker, answer in gather(workers, deadline)}
+        for worker in workers:  # timing needs an idle GPU
+            if ready[worker.task] is None:
+                worker.end(patience=0)
+        for worker in workers:
+            answer = ready[worker.task]
+            if answer == READY:
+                answer = _timed(worker)
+            yield answer if isinstance(answer, Throughput) else _lost(worker.task)
+    finally:
+        end_all(workers)
 
 
-def activations_only(spec: Spec, bits: int) -> Variant:
-    """RobuQ's rotation with `spec` for activations; weights, branch and attention as they are."""
-    variant = load_variant("robuq", "W1.58A4")
-    changes = {"weight": None, "low_rank": None, "adaln": None, "attention_bits": None, "activation": spec}
-    return variant.model_copy(update={"activation_bits": bits, "method": variant.method.model_copy(update=changes)})
+def _timed(worker: Worker) -> object:
+    worker.channel.send("go")
+    return worker.answer(TIMING_SECONDS)
 
 
-def _bits(model: nn.Module, spec: Spec, bits: int) -> dict[str, int]:
-    return uniform_bits(model, activations_only(spec, bits))
+def _lost(task: Task) -> Throughput:
+    reason = f"its process died, or was not ready within {READY_SECONDS:.0f} s"
+    return Throughput(part=task.part, what=parts()[task.part].what, reason=reason)
 
 
-def sentence(rows: list[dict[str, Any]], full_precision: float) -> str:
-    """What the numbers show at the lowest bit-width."""
-    lowest = min(row["bits"] for row in rows)
-    ranked = sorted((row for row in rows if row["bits"] == lowest), key=lambda row: row["held_out_loss"])
-    best, worst = ranked[0], ranked[-1]
-    return (
-        f"At {lowest} bits, {best['quantiser']} loses least (held-out loss {best['held_out_loss']:.4f} against "
-        f"{full_precision:.4f} in full precision, relative MSE {best['relative_mse']:.3f}) and "
-        f"{worst['quantiser']} most ({worst['held_out_loss']:.4f}, {worst['relative_mse']:.3f})."
-    )
+def measure(task: Task, plan: Plan, channel: Connection) -> None:
+    """Send "ready" once only timing is left, wait for a word, send the part's row; one without a speed at once."""
+    part = parts(task.inception)[task.part]
+    try:
+        row = _measure(task.part, part, plan, channel)
+    except BenchError as error:
+        row = Throughput(part=task.part, what=part.what, reason=str(error))
+    except Exception as error:
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        row = Throughput(part=task.part, what=part.what, reason=f"{type(error).__name__}: {line}"[:300])
+    channel.send(row)
+    stay(channel)
 
 
-class _Errors:
-    """Relative squared error of every quantised linear's input while the context is open."""
+def _measure(name: str, part: Part, plan: Plan, channel: Connection) -> Throughput:
+    begun = time.perf_counter()
+    ready = fitting(part)
+    peak = torch.cuda.max_memory_allocated()  # now: what a CUDA graph takes when replayed is not counted
+    if (check := ready.check()) is not None and not check.agrees:
+        raise BenchError(f"output differs from {check.against} by {check.error:.2g}, more than {check.bound:.2g}")
+    facts = {"setup": round(time.perf_counter() - begun, 1), "check": check, "peak_bytes": peak}
+    channel.send(READY)
+    channel.recv()
+    times = call_times(ready.call, plan.repeats, plan.most_seconds)
+    return Throughput(part=name, what=part.what, batch=ready.batch, times=times, **facts)
 
-    def __init__(self, model: nn.Module):
-        self.layers = quant_linears(model).values()
-        self.values: list[float] = []
 
-    def __enter__(self) -> "_Errors":
-        self.hooks = [layer.register_forward_pre_hook(self._see) for layer in self.layers]
-        return self
+WARM_UP = 6  # calls: more than a training step's plain ones before it is recorded as a CUDA graph
 
-    def __exit__(self, *_: object) -> None:
-        for hook in self.hooks:
-            hook.remove()
 
-    def _see(self, layer: QuantLinear, inputs: tuple[torch.Tensor]) -> None:
-        hidden = layer.hidden(inputs[0])
-        error = (layer.activation_quantiser(hidden) - hidden).square().mean()
-        self.values.append((error / hidden.square().mean()).item())
-
-    def mean(self) -> float:
-        return sum(self.values) / len(self.values)
+def fitting(part: Part) -> Ready:
+    """The part at its own batch, or at half as many images until memory does. Raises OutOfMemoryError at one image."""
+    batch = part.batch
+    while True:
+        try:
+            ready = part.make(batch)
+            release()
+            torch.cuda.reset_peak_memory_stats()
+            for turn in range(WARM_UP):
+                ready.call(turn)
+            torch.cuda.synchronize()
+            return ready
+        except torch.cuda.OutOfMemoryError:
+            if batch == 1:
+                raise
+            batch //= 2
+        release()

@@ -11,7 +11,7 @@ import torch
 
 from robuq_bench import provenance
 from robuq_bench.config.preset import Latency, load_preset, preset_arguments
-from robuq_bench.devices import describe, use
+from robuq_bench.devices import describe, expect, held_seconds, release, use
 from robuq_bench.engine import packed
 from robuq_bench.engine.denoiser import deploy
 from robuq_bench.engine.support import unsupported
@@ -33,17 +33,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     preset = load_preset(args.preset, args.set)
-    device = use(preset.device, preset.threads)
+    expect(preset.device, preset.threads)
     card = read_card(args.packed)
     latency, deployed = None, {"latency": None, "reason": "the row diverged"}
-    if not card.diverged:
+    if not card.diverged and preset.latency is None:
+        deployed["reason"] = "this preset times nothing"
+    elif not card.diverged:
         model, _ = packed.load(args.packed)
-        plan = preset.latency
+        device, plan = use(preset.device, preset.threads), preset.latency
         timing = time_forward(model.to(device), card.shape, plan.batch, plan.repeats, device)
         # Fake quantisation in float32: it says what the simulation costs, nothing about low-bit kernels.
         label = "simulated" if card.variant.method.weight else "float32"
         latency = {**timing.record(), "label": label, "device": describe(device)}
         deployed = measure_deployed(args.packed, card, model, plan, device)
+        release()
     record = {
         "status": card.status,
         "reason": card.reason,
@@ -51,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         "latency": latency,
         "deployed": deployed,
         "packed": sha256_file(args.packed),
-        "provenance": provenance.collect(describe(device)),
+        "provenance": provenance.collect(describe(preset.device), device_seconds=held_seconds()),
     }
     write_json(args.out, record)
 

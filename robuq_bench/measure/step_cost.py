@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 from robuq_bench import provenance
-from robuq_bench.config.preset import DiT
+from robuq_bench.config.preset import DiT, Training, load_preset
 from robuq_bench.config.recipe import Variant, load_variant
 from robuq_bench.devices import describe, use
 from robuq_bench.errors import unknown
@@ -22,10 +22,11 @@ from robuq_bench.files import write_json
 from robuq_bench.models.dit import Shape, build, predict
 from robuq_bench.progress import Bar
 from robuq_bench.quant.convert import convert, uniform_bits
-from robuq_bench.train.objective import Batch, loss
+from robuq_bench.train.captured import WARMUP, Captured
+from robuq_bench.train.objective import Batch, draw
+from robuq_bench.train.update import Update, quick
 
 EXAMPLE = "robuq-bench step-cost --size S/2 --variant robuq_uniform/W1.58A2 --out results/step_cost/S-2.json"
-WARMUP = 4
 
 
 @dataclass(frozen=True)
@@ -53,28 +54,45 @@ VARIANTS = (
     "robuq_uniform,attention_bits=null/W1.58A2",
 )
 FULL = "full_precision/W32A32"
+IMAGES = 512
+"""Random images that batches are drawn from."""
+
+
+def size_of(name: str) -> Size:
+    """One of SIZES, or "gpu": the model and batch of that preset. Raises BenchError for another name."""
+    if name == "gpu":
+        preset = load_preset(name)
+        return Size(preset.model, Shape(preset.data.size, 3, 10), preset.qat.batch, "cuda")
+    if name not in SIZES:
+        raise unknown("size", name, [*SIZES, "gpu"])
+    return SIZES[name]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", required=True, help=f"model: {', '.join(SIZES)}; the last two need a GPU")
+    parser.add_argument("--size", required=True, help=f"model: {', '.join(SIZES)}, gpu; all but the first need a GPU")
     parser.add_argument("--batch", type=int, help="images a step (default: the size's own)")
     parser.add_argument("--variant", nargs="+", default=list(VARIANTS), metavar="RECIPE/VARIANT")
+    parser.add_argument(
+        "--blocks",
+        choices=("compiled", "fused"),
+        default="compiled",
+        help="on a GPU: by torch.compile or own kernels",
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--repeats", type=int, default=20, help="timed steps of each")
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.size not in SIZES:
-        raise unknown("size", args.size, SIZES)
-    size = SIZES[args.size]
+    size = size_of(args.size)
     device, batch = use(size.device, args.threads), args.batch or size.batch
+    compile = args.blocks == "compiled" and device == "cuda"
     flops, peak = 3 * batch * forward_flops(size), measured_peak(device)  # backward: two products for each of forward
     variants = {row: load_variant(*row.rsplit("/", 1)) for row in (FULL, *args.variant)}
     rows: list[dict[str, Any]] = []
     with Bar(f"step cost {args.size}", len(variants)) as bar:
         for row, variant in variants.items():
-            timing = time_step(prepared(size, variant).to(device), size.shape, batch, args.repeats, device)
+            timing = time_step(prepared(size, variant).to(device), size.shape, batch, args.repeats, device, compile)
             ratios = {f"{kind}ratio": _ratio(timing, rows, f"{name}_ms") for kind, name in KINDS.items()}
             share = flops / timing["median_ms"] * 1e3 / peak
             rows.append({"row": row, **timing, **ratios, "model_flop_utilisation": share})
@@ -82,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
     record = {
         "size": args.size,
         "batch": batch,
-        "compiled": device == "cuda",
+        "blocks": args.blocks if device == "cuda" else "plain",
         "autocast": "bfloat16" if device == "cuda" else None,
         "model_flops": flops,
         "peak_flops": peak,
@@ -93,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
     write_json(args.out, record)
 
 
-KINDS = {"": "median", "captured_": "captured"}
+KINDS = {"": "median", "issued_": "issued"}
 """Prefix of a ratio -> the time that it compares."""
 
 
@@ -111,8 +129,6 @@ def prepared(size: Size, variant: Variant) -> nn.Module:
         blank = method.model_copy(update={"low_rank": method.low_rank.model_copy(update={"init": "zero"})})
         variant = variant.model_copy(update={"method": blank})
     model = build(size.model, size.shape)
-    # Patches leave the embedder transposed: one layout for all blocks, so that one compiled graph serves them.
-    model.pos_embed.register_forward_hook(lambda _module, _inputs, tokens: tokens.contiguous())
     return convert(model, variant, uniform_bits(model, variant), 0).train()
 
 
@@ -143,72 +159,66 @@ def measured_peak(device: str) -> float:
     return 2 * side**3 / best
 
 
-def time_step(model: nn.Module, shape: Shape, batch: int, repeats: int, device: str) -> dict[str, Any]:
-    """Milliseconds of forward, backward and AdamW: median, p20, p80; first step (compilation) and peak memory apart.
+def time_step(model: nn.Module, shape: Shape, batch: int, repeats: int, device: str, compile: bool) -> dict[str, Any]:
+    """Milliseconds of a step of the training loop: forward, backward, clipping, AdamW, averaging. Median, p20, p80.
 
-    On a GPU under bfloat16 autocast, each transformer block compiled: they share one graph, which compiles in a
-    fraction of the whole model's time. `graphs` and `graph_breaks` count what the compiler made of the row;
-    `captured_ms` is the median of the same step replayed as a CUDA graph: what the device needs, launches left out.
+    On a GPU as training runs it: bfloat16 autocast, blocks compiled or fused, the step a CUDA graph. `issued_ms` is
+    the median of the same step issued kernel by kernel; `first_ms` the first step (compilation), `ready_ms` all until
+    the first replay; `graphs` and `graph_breaks` count what the compiler made of the row.
     """
     torch.compiler.reset()  # graphs of the row before would count towards the limit of recompilations
     counters.clear()
-    if device == "cuda":
-        for block in model.transformer_blocks:
-            block.compile()
-    step = Step(model, shape, batch, device)
-    first = _milliseconds(step, device)
-    for _ in range(WARMUP - 1):
-        step()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    taken = [_milliseconds(step, device) for _ in range(repeats)]
+    cuda = device == "cuda"
+    plan = _plan(batch, cuda, compile)
+    with quick(model, plan):
+        update = Update(model, plan)
+        step = _Steps(Captured(update) if cuda else update, shape, batch, device)
+        first = _milliseconds(step, device)
+        ready = first + sum(_milliseconds(step, device) for _ in range(WARMUP))
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        taken = [_milliseconds(step, device) for _ in range(repeats)]
+        peak = torch.cuda.max_memory_reserved() if cuda else None
+        issued = None
+        if cuda:
+            step.run = None  # gives the recording's memory back
+            step.run = update
+            issued = float(np.median([_milliseconds(step, device) for _ in range(max(3, repeats // 2))]))
     p20, median, p80 = (float(value) for value in np.percentile(taken, [20, 50, 80]))
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
-    replay = step.captured() if device == "cuda" else None
     return {
         "median_ms": median,
         "p20_ms": p20,
         "p80_ms": p80,
+        "issued_ms": issued,
         "first_ms": first,
-        "captured_ms": float(np.median([_milliseconds(replay, device) for _ in range(repeats)])) if replay else None,
-        "peak_bytes": peak,
+        "ready_ms": ready,
+        "reserved_bytes": peak,
         "graphs": counters["stats"]["unique_graphs"],
         "graph_breaks": sum(counters["graph_break"].values()),
     }
 
 
-class Step:
-    """One training step on a fixed random batch."""
+def _plan(batch: int, cuda: bool, compile: bool) -> Training:
+    precision = "bfloat16" if cuda else "float32"
+    return Training(
+        steps=1, batch=batch, threads=1, lr=1e-4, warmup=0, ema=0.99, save_every=1, precision=precision, compile=compile
+    )
 
-    def __init__(self, model: nn.Module, shape: Shape, batch: int, device: str):
-        self.model, self.device = model, device
-        capturable = device == "cuda"
-        self.optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True, capturable=capturable)
+
+class _Steps:
+    """Called, it takes the next step of training on random images."""
+
+    def __init__(self, run: Callable[[Batch], torch.Tensor], shape: Shape, batch: int, device: str):
+        self.run, self.batch, self.no_class, self.step = run, batch, shape.classes, 0
         generator = torch.Generator().manual_seed(0)
-        size = (batch, shape.channels, shape.size, shape.size)
-        x, target = (torch.randn(size, generator=generator) for _ in range(2))
-        labels = torch.randint(shape.classes, (batch,), generator=generator)
-        self.batch = Batch(x, torch.rand(batch, generator=generator), labels, target).to(device)
+        self.signal = torch.rand(IMAGES, shape.channels, shape.size, shape.size, generator=generator).to(device) * 2 - 1
+        self.labels = torch.randint(shape.classes, (IMAGES,), generator=generator).to(device)
 
     def __call__(self) -> None:
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-            value = loss(self.model, self.batch)
-        value.backward()
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-
-    def captured(self) -> Callable[[], None]:
-        """The step as a CUDA graph, after the warm-up on a stream of its own that a capture needs."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                self()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self()
-        return graph.replay
+        batch = draw(self.signal, self.labels, self.batch, self.no_class, 0.1, self.step)
+        self.run.prepare(self.step, 1e-4)
+        self.run(batch)
+        self.step += 1
 
 
 def _milliseconds(call: Callable[[], None], device: str) -> float:

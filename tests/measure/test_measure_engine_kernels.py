@@ -7,6 +7,7 @@ import torch
 from test_measure_engine_bounds import rates
 
 from robuq_bench.engine.kernels import packing, reference
+from robuq_bench.files import write_json
 from robuq_bench.measure import engine_kernels as kernels
 
 TIMES = {"us": 2.0, "us_p20": 1.0, "us_p80": 3.0, "us_min": 1.0}
@@ -37,6 +38,7 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(
         kernels, "rotate_quantize", lambda *given, down=None, **more: quantise(*given, down=down, **more)
     )
+    monkeypatch.setattr(kernels, "roundings", lambda *of, **given: {})
     monkeypatch.setattr(kernels, "int8_weight", refuse)
     monkeypatch.setattr(kernels, "tile_for", lambda *shape: "a tile")
     monkeypatch.setattr(kernels, "graph_times", times)
@@ -46,8 +48,11 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
 
 
-def every(m, seconds):
-    return list(kernels.measure(["quick"], m, rates(b1=1e15, bf16=1e14, e4m3=2e14, s8=2e14), seconds))
+RATES = rates(b1=1e15, bf16=1e14, e4m3=2e14, s8=2e14)
+
+
+def every(m, seconds, have=None):
+    return list(kernels.measure(["quick"], m, RATES, seconds, have))
 
 
 def test_each_linear_has_its_libraries_bits_and_epilogue(on_cpu):
@@ -77,6 +82,31 @@ def test_a_limit_leaves_the_rest_named(on_cpu):
     left = [item for item in records[1].missing if "--seconds" in item.reason]
     assert [item.what for item in left] == ["kernels of quick, M = 256"]
     assert not [item for item in records[0].missing if "--seconds" in item.reason]
+
+
+@pytest.fixture
+def half(on_cpu, tmp_path):
+    """A file of a run that its limit ended after the first of two M."""
+    write_json(tmp_path / "kernels.json", every([64, 128], 50)[-1].model_dump(mode="json"))
+    return tmp_path / "kernels.json"
+
+
+def test_a_run_goes_on_where_it_stopped(half):
+    have = kernels.kept(half, RATES)
+    assert (
+        {row.m for row in have.rows} == {64} and have.missing and {m.what.split()[0] for m in have.missing} == {"INT8"}
+    )
+    (record,) = every([64, 128], 10_000, have)
+    assert record.rows[: len(have.rows)] == have.rows and {row.m for row in record.rows[len(have.rows) :]} == {128}
+    assert len(record.rows) == 2 * len(have.rows)
+    assert [again.rows for again in every([64, 128], 10_000, record)] == [record.rows]
+
+
+def test_other_code_or_other_rates_begin_anew(half, monkeypatch):
+    assert kernels.kept(half.with_name("none.json"), RATES) is None
+    assert kernels.kept(half, rates(b1=2e15, bf16=1e14, e4m3=2e14, s8=2e14)) is None
+    monkeypatch.setattr(kernels.provenance, "code_digest", lambda module: "other")
+    assert kernels.kept(half, RATES) is None
 
 
 def test_a_kernel_that_is_wrong_is_not_timed(on_cpu, monkeypatch, refused):

@@ -1,8 +1,11 @@
 """The plan of whole-forward rows: order, resuming, limits; methods and inputs. No GPU is needed."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from robuq_bench.config.preset import DiT
 from robuq_bench.files import read_json, write_json
 from robuq_bench.measure import engine_methods as methods
 from robuq_bench.measure import engine_table as table
@@ -53,6 +56,48 @@ def test_what_is_there_is_not_measured_again():
 
     rows = table.collect(keys, {keys[0]: done(keys[0])}, measure, lambda rows: None, seconds=7)
     assert asked == keys[1:] and [row.times.median_ms for row in rows] == [1.0, 2.0]
+
+
+def test_as_many_get_ready_at_once_as_memory_and_cores_hold():
+    assert table.side_by_side(int(80e9), 32) == 17
+    assert table.side_by_side(int(80e9), 4) == 4
+    assert table.side_by_side(int(1e9), 32) == 1
+
+
+def test_what_is_tuned_for_minutes_keeps_nothing_else_waiting(tmp_path):
+    tasks = [worker.Task(*key, tmp_path) for key in table.keys(list(SIZES), list(METHODS), None)]
+    parts = list(table.batched(tasks, 18))
+    assert [task for part in parts for task in part] == tasks and max(map(len, parts)) == 18
+    assert [{METHODS[task.method].tuned for task in part} for part in parts[-2:]] == [{False}, {True}]
+
+
+def test_no_wave_begins_after_the_limit(tmp_path, monkeypatch):
+    begun, clock = [], iter([0.0, 10.0, 20.0, 30.0])
+
+    def wave(tasks, models, plan, patience):
+        begun.append((len(tasks), [task.expected.name for task in models], patience))
+        return [done(task.key) for task in tasks]
+
+    monkeypatch.setattr(table.waves, "wave", wave)
+    monkeypatch.setattr(table, "side_by_side", lambda free, cores: 2)
+    monkeypatch.setattr(table, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 0))
+    keys = [("XL/2", "bf16 eager", batch) for batch in (1, 2, 16, 64, 256)]
+    rows = list(table._waves(keys, worker.Plan((1,), 5, 1.0), deadline=15.0))
+    assert [row.key for row in rows] == keys[:4]
+    assert [count for count, _, _ in begun] == [2, 2] and begun[0][2] == table.READY_SECONDS
+    assert [names for _, names, _ in begun] == [["XL2-fp32.outputs.safetensors"], []], "a reference is made once"
+
+
+def test_weights_are_the_same_in_every_precision(monkeypatch):
+    monkeypatch.setattr(methods, "DEVICE", "cpu")
+    spec = DiT(width=64, depth=1, heads=2, patch=2)
+    full, half = (methods.diffusers_model(spec, kind) for kind in (torch.float32, torch.bfloat16))
+    assert torch.get_default_dtype() == torch.float32
+    for one, other in zip(full.parameters(), half.parameters(), strict=True):
+        assert (one.dtype, other.dtype) == (torch.float32, torch.bfloat16) and torch.equal(one, other.float())
+    weight = full.transformer_blocks[0].ff.net[0].proj.weight
+    assert weight.std().item() == pytest.approx(64**-0.5 / 3**0.5, rel=0.05), "diffusers' own initialisation"
 
 
 @pytest.fixture

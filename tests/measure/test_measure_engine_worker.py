@@ -32,12 +32,15 @@ class Channel:
     """The child's end of a pipe whose parent says "go" at once."""
 
     def __init__(self):
-        self.sent = []
+        self.sent, self.heard = [], 0
 
     def send(self, value):
         self.sent.append(value)
 
     def recv(self):
+        self.heard += 1
+        if self.heard > 1:
+            raise EOFError
         return "go"
 
     def close(self):
@@ -74,6 +77,13 @@ def test_a_row_is_checked_then_timed(on_cpu, in_root, tmp_path, method):
     assert row.file_bytes > 0 and (row.average_bits is not None) == method.startswith("W1.58")
     if method != "bf16 eager":
         assert row.check.error < 1e-5
+
+
+def test_a_worker_stays_until_it_is_let_go(on_cpu, in_root, tmp_path):
+    task, channel = Task("S/2", "fp32 eager", 2, tmp_path), Channel()
+    worker.reference(task, PLAN, channel)
+    worker.measure(task, PLAN, channel)
+    assert channel.sent[-1].status == "ok" and channel.heard == 2
 
 
 def test_a_model_that_answers_otherwise_is_not_timed(on_cpu, in_root, tmp_path, monkeypatch):
@@ -164,5 +174,7 @@ def test_a_wave_times_one_after_the_other_and_names_the_dead(tmp_path):
     rows = list(waves.wave(tasks, tasks[:1], PLAN, 0.5, begin))
     assert [row.method for row in rows] == [task.method for task in tasks]
     assert rows[0].reason == "stands for a row" and theirs["good"].recv() == "go"
+    with pytest.raises(EOFError):  # let go
+        theirs["good"].recv()
     assert rows[1].status == rows[2].status == "failed" and "not ready within" in rows[2].reason
     assert rows[3].status == "not available"

@@ -10,16 +10,16 @@ from robuq_bench.measure.inspect_records import ROTATIONS
 from robuq_bench.measure.inspect_statistics import token_statistics
 from robuq_bench.models.dit import linears, predict
 from robuq_bench.quant.convert import quant_linears
-from robuq_bench.train.objective import to_signal
+from robuq_bench.train.examples import Examples, of_images
 
 TIMES = (0.1, 0.9)
 
 
 @pytest.fixture(scope="module")
-def held_out() -> ImageSet:
+def held_out() -> Examples:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (70, 8, 8, 1), dtype=np.uint8)
-    return ImageSet(images, np.arange(70, dtype=np.int64) % 10, tuple("0123456789"))
+    return of_images(ImageSet(images, np.arange(70, dtype=np.int64) % 10, tuple("0123456789")))
 
 
 def test_every_image_is_seen_at_every_time(held_out):
@@ -32,7 +32,7 @@ def test_every_image_is_seen_at_every_time(held_out):
 
 
 def test_time_goes_from_image_to_noise(held_out):
-    signal = to_signal(held_out.images)[:64]
+    signal = held_out.signal[:64]
     (_, image, *_), _, (_, noise, *_), _ = noisy(held_out, (0.0, 1.0), "cpu")
     assert image.equal(signal)
     assert abs(noise.mean()) < 0.1 and noise.std() == pytest.approx(1, abs=0.05)

@@ -16,15 +16,16 @@ from robuq_bench.measure.inspect_row import load, row
 from robuq_bench.models import checkpoint
 from robuq_bench.models.dit import linears, predict
 from robuq_bench.quant.convert import convert, quant_linears, uniform_bits
+from robuq_bench.train.examples import Examples, of_images
 
 TIMES = (0.25, 0.75)
 
 
 @pytest.fixture(scope="module")
-def held_out() -> ImageSet:
+def held_out() -> Examples:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
-    return ImageSet(images, np.arange(12, dtype=np.int64) % 10, tuple("0123456789"))
+    return of_images(ImageSet(images, np.arange(12, dtype=np.int64) % 10, tuple("0123456789")))
 
 
 @pytest.fixture

@@ -3,11 +3,10 @@
 import json
 
 import pytest
-import torch
 
 from robuq_bench import cli
+from robuq_bench.config.preset import load_preset
 from robuq_bench.measure import step_cost
-from robuq_bench.models.dit import predict
 
 
 def test_each_variant_is_set_against_full_precision(in_root, tmp_path, monkeypatch):
@@ -19,10 +18,10 @@ def test_each_variant_is_set_against_full_precision(in_root, tmp_path, monkeypat
     assert (full["row"], full["ratio"]) == ("full_precision/W32A32", 1.0)
     assert quantised["ratio"] == quantised["median_ms"] / full["median_ms"]
     assert full["p20_ms"] <= full["median_ms"] <= full["p80_ms"]
-    assert record["autocast"] is None and not record["compiled"]
+    assert record["autocast"] is None and record["blocks"] == "plain"
     share = record["model_flops"] / (full["median_ms"] / 1e3) / record["peak_flops"]
     assert full["model_flop_utilisation"] == pytest.approx(share) and 0 < share < 1
-    assert full["captured_ms"] is None and full["captured_ratio"] is None, "CUDA graphs are of a GPU"
+    assert full["issued_ms"] is None and full["issued_ratio"] is None, "CUDA graphs are of a GPU"
     assert full["graphs"] == full["graph_breaks"] == 0, "nothing is compiled on a CPU"
 
 
@@ -32,16 +31,10 @@ def test_operations_are_those_of_the_dit_paper():
         assert step_cost.forward_flops(step_cost.SIZES[name]) / 2e9 == pytest.approx(gigas, rel=0.005)
 
 
-def test_all_blocks_see_one_layout(variant):
-    """Tokens leave the patch embedder transposed; blocks that differ in layout would each be compiled."""
-    size = step_cost.SIZES["quick"]
-    model = step_cost.prepared(size, variant("full_precision/W32A32"))
-    seen = []
-    for block in model.transformer_blocks:
-        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
-    x = torch.zeros(2, size.shape.channels, size.shape.size, size.shape.size)
-    predict(model, x, torch.zeros(2), torch.zeros(2, dtype=torch.long))
-    assert seen == [True] * size.model.depth
+def test_the_gpu_preset_is_a_size(in_root):
+    size, preset = step_cost.size_of("gpu"), load_preset("gpu")
+    assert (size.model, size.batch, size.device) == (preset.model, preset.qat.batch, "cuda")
+    assert (size.shape.size, size.shape.channels) == (preset.data.size, 3)
 
 
 def test_an_unknown_size_is_one_line(in_root, tmp_path, capsys):
