@@ -1,19 +1,23 @@
 """Collect the rows of one ablation: a table, what to plot, and one sentence made from the numbers."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from robuq_bench import provenance
+from robuq_bench.allocate.ablations import for_preset
 from robuq_bench.config.ablation import EXAMPLE as SWEEP
 from robuq_bench.config.ablation import Ablation, load_ablation, parse_sweep
 from robuq_bench.config.preset import load_preset, preset_arguments
+from robuq_bench.errors import BenchError
 from robuq_bench.files import write_json
 from robuq_bench.metrics.extractors import label
 from robuq_bench.report.comparison import LEVEL, METRIC, Comparison, compare_pairs, explanation, p_text
 from robuq_bench.report.inputs import drawn_by, read_results
-from robuq_bench.report.rows import Row
+from robuq_bench.report.partial import read_available
+from robuq_bench.report.records import Floor
+from robuq_bench.report.rows import Row, further
 
 EXAMPLE = "robuq-bench ablate --preset quick --name rotation --results results/quick --out rotation.json"
 
@@ -24,26 +28,39 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--name", help="ablation in workflows/ablations.yaml")
     which.add_argument("--sweep", metavar="ROWS", help=f"one of your own: '{SWEEP}'")
     parser.add_argument("--results", type=Path, required=True, help="folder with <recipe>/<variant>/seed<k>/")
+    parser.add_argument("--partial", action="store_true", help="leave settings out that were not run, and say so")
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
 
 
 def run(args: argparse.Namespace) -> None:
     preset = load_preset(args.preset, args.set)
     name, ablation = parse_sweep(args.sweep) if args.sweep else (args.name, load_ablation(args.name))
-    plan = ablation.rows()
-    results = read_results(args.results, preset, [f"{recipe}/{variant}" for _, recipe, variant in plan])
-    compared = against_reference(results.rows, len(ablation.settings))
-    rows = [_line(setting, row, compared.get(row.key)) for (setting, *_), row in zip(plan, results.rows, strict=True)]
+    ablation, left_out = for_preset(preset, name, ablation)
+    keys = {f"{recipe}/{variant}": setting for setting, recipe, variant in ablation.rows()}
+    if args.partial:
+        results, lost = read_available(args.results, preset, keys)
+        found, not_run = comparable(name, ablation, [(keys[row.key], row) for row in results.rows], lost)
+        left_out = left_out | not_run
+    else:
+        results = read_results(args.results, preset, keys)
+        found = [(keys[row.key], row) for row in results.rows]
+    compared = against_reference(found, next(iter(ablation.settings)))
+    others = [scores.extractor for scores in results.floor.also]
+    rows = [
+        {**_line(setting, row, compared.get(row.key), others), "expected": ablation.expected.get(setting)}
+        for setting, row in found
+    ]
+    variants = dict.fromkeys(row.variant.name for _, row in found)
     distance = label(METRIC, results.floor.scores.extractor)
     tested = sum(comparison.p is not None for comparison in compared.values())
     record = {
         "name": name,
         "title": ablation.title,
         "question": ablation.question,
-        "sentence": " ".join(sentence(ablation, variant, rows, distance) for variant in ablation.variants),
-        "columns": _columns(results.floor.scores.extractor),
+        "sentence": " ".join(sentence(ablation, variant, rows, distance) for variant in variants),
+        "columns": _columns(results.floor),
         "rows": rows,
-        "note": explanation(distance, tested) if tested else "",
+        "note": " ".join(_notes(explanation(distance, tested) if tested else "", left_out)),
         "plot": {
             "x": "setting",
             "y": "FD",
@@ -59,17 +76,47 @@ def run(args: argparse.Namespace) -> None:
     write_json(args.out, record)
 
 
-def against_reference(rows: Sequence[Row], settings: int) -> dict[str, Comparison]:
-    """Row key -> the row against the reference of its variant, all of them one family.
+Plan = list[tuple[str, Row]]
+"""(setting, row), the settings of each variant in their order."""
 
-    rows: `settings` of each variant, the first of them the reference. Where either diverged there is no comparison.
+
+def comparable(name: str, ablation: Ablation, found: Plan, lost: dict[str, str]) -> tuple[Plan, dict[str, str]]:
+    """(the rows at variants whose reference was run, what is left out -> why).
+
+    lost: "recipe/variant" -> what is missing of it. Raises BenchError where nothing is left to compare.
     """
-    groups = [rows[start : start + settings] for start in range(0, len(rows), settings)]
-    pairs = [(first, row) for first, *others in groups for row in others if first.competes and row.competes]
-    return {comparison.other: comparison for comparison in compare_pairs(pairs)}
+    reference = next(iter(ablation.settings))
+    variants = {row.variant.name for setting, row in found if setting == reference}
+    kept = [(setting, row) for setting, row in found if row.variant.name in variants]
+    if not any(setting != reference for setting, _ in kept):
+        raise BenchError(f"ablation {name}: the reference '{reference}' and another setting have to be run first")
+    there = {row.key for _, row in kept}
+    rows = [(f"{setting}, {variant}", f"{recipe}/{variant}") for setting, recipe, variant in ablation.rows()]
+    return kept, {label: lost.get(key, "its reference was not run") for label, key in rows if key not in there}
 
 
-def _line(setting: str, row: Row, against: Comparison | None) -> dict[str, Any]:
+def _notes(tests: str, left_out: dict[str, str]) -> Iterator[str]:
+    """What is said below the table."""
+    if tests:
+        yield tests
+    for setting, reason in left_out.items():
+        yield f"'{setting}' was left out: {reason}."
+
+
+def against_reference(plan: Plan, reference: str) -> dict[str, Comparison]:
+    """Row key -> the row against that of the setting `reference` at its variant, all of them one family.
+
+    Where either diverged there is no comparison.
+    """
+    first = {row.variant.name: row for setting, row in plan if setting == reference}
+    pairs = [(first[row.variant.name], row) for setting, row in plan if setting != reference]
+    found = compare_pairs((one, other) for one, other in pairs if one.competes and other.competes)
+    return {comparison.other: comparison for comparison in found}
+
+
+def _line(setting: str, row: Row, against: Comparison | None, others: Sequence[str]) -> dict[str, Any]:
+    """A line of the table; others: names of the further extractors."""
+
     def mean(name: str) -> float | None:
         return row.figures[name].mean if name in row.figures else None
 
@@ -83,6 +130,7 @@ def _line(setting: str, row: Row, against: Comparison | None) -> dict[str, Any]:
         "difference": against and against.difference.mean,
         "half_width": against and against.difference.half_width,
         "p": against and against.p,
+        **{further("FD", other): mean(further("FD", other)) for other in others},
         "sFD": mean("sFD"),
         "KID": None if kid is None else 1000 * kid,
         "held_out_loss": mean("held_out_loss"),
@@ -125,7 +173,8 @@ def _tested(ablation: Ablation, ranked: list[dict[str, Any]]) -> str:
     return f"Beyond chance against the reference '{reference}', {'; '.join(found)}"
 
 
-def _columns(extractor: str) -> list[dict[str, str]]:
+def _columns(floor: Floor) -> list[dict[str, str]]:
+    extractor, others = floor.scores.extractor, [scores.extractor for scores in floor.also]
     return [
         {"key": "setting", "title": "Setting", "format": ""},
         {"key": "variant", "title": "W/A", "format": ""},
@@ -133,6 +182,7 @@ def _columns(extractor: str) -> list[dict[str, str]]:
         {"key": "difference", "title": "Against reference", "format": "+.4g"},
         {"key": "half_width", "title": "±", "format": ".2g"},
         {"key": "p", "title": "p", "format": ".2g"},
+        *({"key": further("FD", other), "title": label("FD", other), "format": ".4g"} for other in others),
         {"key": "sFD", "title": label("sFD", extractor), "format": ".4g"},
         {"key": "KID", "title": f"{label('KID', extractor)} x1000", "format": ".4g"},
         {"key": "held_out_loss", "title": "Held-out loss", "format": ".4f"},

@@ -17,15 +17,16 @@ def shown_classes(classes: int) -> range:
     return range(min(classes, SHOWN))
 
 
-def strip(images: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> bytes:
+def strip(images: np.ndarray, labels: np.ndarray, classes: Sequence[int], side: int = SIDE) -> bytes:
     """PNG (RGBA) of the first `PER_CLASS` images of each class, side by side, nearest-neighbour enlarged.
 
-    images: uint8 [N, H, W, 1 or 3]; labels: int64 [N]. A class with too few images leaves transparent places.
+    images: uint8 [N, H, W, 1 or 3]; labels: int64 [N]; side: pixels of an image, at least.
+    A class with too few images leaves transparent places.
     """
     height, width = images.shape[1:3]
     tiles = [tile for label in classes for tile in _tiles(images[labels == label], height, width)]
     row = np.pad(np.concatenate(tiles, axis=1), ((GAP, GAP), (0, 0), (0, 0)))
-    factor = max(1, -(-SIDE // height))
+    factor = max(1, -(-side // height))
     out = io.BytesIO()
     Image.fromarray(row.repeat(factor, axis=0).repeat(factor, axis=1)).save(out, "PNG", optimize=True)
     return out.getvalue()

@@ -1,16 +1,16 @@
 """Reads a results folder into rows, and refuses what does not belong together."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from robuq_bench.config.preset import Preset
-from robuq_bench.config.recipe import Variant, load_variant
+from robuq_bench.config.recipe import LAYER_TYPES, Variant, load_variant
 from robuq_bench.errors import BenchError
 from robuq_bench.files import sha256_file
 from robuq_bench.models.checkpoint import Card, read_card
-from robuq_bench.report.records import Floor, Measure, Metrics, Scores, Train, read_record
+from robuq_bench.report.records import Bits, Floor, Measure, Metrics, Scores, Train, read_record
 from robuq_bench.report.rows import Row, Run, compare, make_row
 
 TRAIN, PACKED, SAMPLES = "train.json", "packed.safetensors", "samples.npz"
@@ -28,14 +28,16 @@ class Results:
     sampling: dict[str, Any]
 
 
-def read_results(folder: Path, preset: Preset, rows: Iterable[str]) -> Results:
+def read_results(folder: Path, preset: Preset, rows: Iterable[str], weights: bool = True) -> Results:
     """Read "recipe/variant" `rows` of `preset` below `folder`.
 
+    weights: whether the packed models lie there, too. Without them the hashes of what was evaluated and of what was
+    measured are checked against each other alone, and the bits are those of bits.json, or the variant's.
     Raises BenchError, one line, for a missing or damaged file, missing provenance, a model other than the one
     evaluated, and rows that cannot stand in one table (other N, sampling or features).
     """
     floor = read_record(folder / FLOOR, Floor)
-    settings = {folder / FLOOR: _features(floor.scores)}
+    settings = {folder / FLOOR: _features(floor.scores, floor.also)}
     found, sampling = [], {}
     for row in rows:
         variant = _variant(row)
@@ -43,7 +45,8 @@ def read_results(folder: Path, preset: Preset, rows: Iterable[str]) -> Results:
         for seed in seeds(preset, variant):
             place = run_folder(folder, variant, seed)
             metrics = read_record(place / METRICS, Metrics)
-            runs.append(_run(place, variant, seed, metrics))
+            bits = _packed_bits(place, variant, seed) if weights else _planned_bits(place, preset, variant)
+            runs.append(_run(place, seed, metrics, bits, weights))
             settings[place / METRICS] = _settings(metrics)
             sampling = sampling or metrics.protocol
         found.append(make_row(variant, runs, drawn_by(sampling)))
@@ -87,11 +90,24 @@ def check_alike(settings: dict[Path, dict[str, Any]]) -> None:
                 )
 
 
-def _run(place: Path, variant: Variant, seed: int, metrics: Metrics) -> Run:
-    train, measure = read_record(place / TRAIN, Train), read_record(place / MEASURE, Measure)
+def _packed_bits(place: Path, variant: Variant, seed: int) -> dict[str, int]:
     card = read_card(place / PACKED)
     _check_card(card, variant, seed, place / PACKED)
-    _check_hashes(place, metrics, measure)
+    return card.bits
+
+
+def _planned_bits(place: Path, preset: Preset, variant: Variant) -> dict[str, int]:
+    """Bits per layer by bits.json, or the variant's in all."""
+    if variant.method.allocation:
+        return read_record(place / BITS, Bits).bits
+    own = dict.fromkeys(LAYER_TYPES, variant.activation_bits)
+    own["adaln"] = variant.method.adaln.activation_bits if variant.method.adaln else 32
+    return {f"blocks.{i}.{kind}": bits for i in range(preset.model.depth) for kind, bits in own.items()}
+
+
+def _run(place: Path, seed: int, metrics: Metrics, bits: dict[str, int], weights: bool) -> Run:
+    train, measure = read_record(place / TRAIN, Train), read_record(place / MEASURE, Measure)
+    _check_hashes(place, metrics, measure, weights)
     stages = {TRAIN: train, METRICS: metrics, MEASURE: measure}
     diverged = [stage for stage in stages.values() if stage.status == "diverged"]
     if not diverged:
@@ -105,17 +121,19 @@ def _run(place: Path, variant: Variant, seed: int, metrics: Metrics) -> Run:
         packed=metrics.packed,
         size=measure.size.bytes if measure.size and not diverged else None,  # a diverged file holds no weights
         scores=None if diverged else metrics.scores,
+        also=() if diverged else metrics.also,
+        steps=train.plan.get("steps"),
         held_out_loss=None if diverged else train.held_out_loss,
         latency=None if diverged else measure.latency,
         deployed=None if diverged or measure.deployed is None else measure.deployed.latency,
-        bits=card.bits,
+        bits=bits,
         provenance={stage: record for stage, record in records.items() if record},
     )
 
 
-def _check_hashes(place: Path, metrics: Metrics, measure: Measure) -> None:
-    """What is measured is what was evaluated is what lies there (design invariant 2)."""
-    actual = sha256_file(place / PACKED)
+def _check_hashes(place: Path, metrics: Metrics, measure: Measure, weights: bool) -> None:
+    """What is measured is what was evaluated is, where `weights` are, what lies there (design invariant 2)."""
+    actual = sha256_file(place / PACKED) if weights else metrics.packed
     for name, claimed in ((METRICS, metrics.packed), (MEASURE, measure.packed)):
         if claimed != actual:
             raise BenchError(
@@ -152,11 +170,12 @@ def _settings(metrics: Metrics) -> dict[str, Any]:
     sampling = {f"sampling {key}": value for key, value in metrics.protocol.items()}
     if metrics.scores is None:
         return sampling
-    return sampling | {"n": metrics.scores.n} | _features(metrics.scores)
+    return sampling | {"n": metrics.scores.n} | _features(metrics.scores, metrics.also)
 
 
-def _features(scores: Scores) -> dict[str, Any]:
+def _features(scores: Scores, also: Sequence[Scores]) -> dict[str, Any]:
     return {
+        "further extractors": {other.extractor: other.digest for other in also},
         "extractor": scores.extractor,
         "extractor digest": scores.digest,
         "feature protocol": scores.protocol,

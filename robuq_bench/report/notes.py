@@ -20,7 +20,8 @@ def notes(table: Table) -> Iterable[str]:
     """Footnotes, each a sentence or two."""
     floor, sampling = table.floor, table.sampling
     images = "no images" if table.n is None else f"N = {table.n} generated images a row, the same image seeds in all"
-    yield f"{images}; reference: {floor.n_reference} real images."
+    reals = f"{floor.n_reference} real images" if floor.n_reference else "the moments of an ADM file"
+    yield f"{images}; reference: {reals}."
     other = "" if floor.n == table.n else f" (another N than the rows', which shifts {table.name('FD')})"
     yield f"Floor: {floor.n} real held-out images{other} scored like generated ones: what a perfect model would reach."
     yield (

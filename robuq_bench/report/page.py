@@ -14,6 +14,7 @@ from robuq_bench.report import facts, findings, plots
 from robuq_bench.report.ablation_plot import ablation_plot
 from robuq_bench.report.allocation_plots import pareto, sensitivity
 from robuq_bench.report.allocations import Allocated, averages, sentences, widths
+from robuq_bench.report.anchors import Verdict, outcome
 from robuq_bench.report.formats import FLOOR
 from robuq_bench.report.records import DASH, Ablation
 from robuq_bench.report.rows import QUALITY
@@ -36,6 +37,7 @@ def render(
     curves: Sequence[plots.Curve],
     ablations: Sequence[Ablation],
     allocations: Sequence[Allocated],
+    anchors: Sequence[Verdict] = (),
 ) -> str:
     """The page of a preset; the same arguments give the same bytes. classes: names of the grid's columns."""
     records = [r for row in table.rows for run in row.runs for r in run.provenance.values()]
@@ -55,6 +57,8 @@ def render(
         trends=_trend_figures(table),
         allocations=[_allocation(allocated, f"allocation-{i}") for i, allocated in enumerate(allocations)],
         ablations=_with_figures(ablations),
+        anchors=anchors,
+        anchored=outcome(anchors) if anchors else None,
         cards=list(facts.cards(table.rows)),
         environment=facts.environment([table.floor_provenance, *records]),
         steps=list(facts.steps(table)),

@@ -15,10 +15,17 @@ SMOOTHING = 25  # a curve is smoothed over this share (1/25) of its steps
 
 @dataclass(frozen=True)
 class Curve:
-    """Training losses of a row, one a step, the mean over seeds."""
+    """Training losses of a row, the mean over seeds: one a step, or at even distances over `steps`."""
 
     row: Row
     losses: Sequence[float]
+    steps: int | None = None
+
+    @property
+    def places(self) -> list[float]:
+        """The step of each loss."""
+        count = len(self.losses)
+        return [(i + 1) * (self.steps or count) / count for i in range(count)]
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
@@ -47,7 +54,7 @@ def loss_curves(name: str, title: str, curves: Sequence[Curve]) -> str:
             losses = running_mean(curve.losses, max(1, len(curve.losses) // SMOOTHING))
             dash = DASHES[variants.index(curve.row.variant.name) % len(DASHES)]
             label = curve.row.name + (" (diverged)" if curve.row.status == "diverged" else "")
-            axes.plot(range(1, len(losses) + 1), losses, dash, color=paint[curve.row.method], label=label)
+            axes.plot(curve.places, losses, dash, color=paint[curve.row.method], label=label)
         log_if_wide(axes, "y", [loss for curve in curves for loss in curve.losses])
         axes.set(xlabel="step", ylabel="training loss (running mean)", title=title)
         return svg(figure, name, title, axes.get_legend_handles_labels()[0])
@@ -67,8 +74,8 @@ def quality_and_bits(rows: Sequence[Row], floor: float, metric: str) -> str:
             if row.quantised and row.status == "diverged":
                 axes.plot(place[row.key], 0.97, "x", color=paint[row.method], transform=axes.get_xaxis_transform())
             elif row.status == "ok" and not row.quantised:
-                _level(axes, row.method, row.figures["FD"].mean, "--")
-        _level(axes, "real images (floor)", floor, ":")
+                level(axes, row.method, row.figures["FD"].mean, "--")
+        level(axes, "real images (floor)", floor, ":")
         axes.set_xticks(range(len(widths)), [f"A{width}" for width in widths])
         axes.set_xlim(-0.6, len(widths) - 0.4)
         log_if_wide(axes, "y", [floor, *(row.figures["FD"].mean for row in rows if row.figures)])
@@ -91,7 +98,7 @@ def quality_and_size(rows: Sequence[Row], floor: float, metric: str) -> str:
                 textcoords="offset points",
                 fontsize=7,
             )
-        _level(axes, "real images (floor)", floor, ":")
+        level(axes, "real images (floor)", floor, ":")
         axes.margins(x=0.15)
         log_if_wide(axes, "x", [row.figures["size"].mean / 1e3 for row in good])
         log_if_wide(axes, "y", [floor, *(row.figures["FD"].mean for row in good)])
@@ -126,11 +133,11 @@ def _draw(axes: Axes, rows: Sequence[Row], xs: Sequence[float], paint: dict[str,
     )
 
 
-def _level(axes: Axes, name: str, level: float, dash: str) -> None:
+def level(axes: Axes, name: str, height: float, dash: str) -> None:
     """A horizontal line with its name above its right end."""
-    axes.axhline(level, linestyle=dash, color=INK, linewidth=0.9)
+    axes.axhline(height, linestyle=dash, color=INK, linewidth=0.9)
     place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 7}
-    axes.annotate(name, (1, level), **place).set_in_layout(False)
+    axes.annotate(name, (1, height), **place).set_in_layout(False)
 
 
 def _places(rows: Sequence[Row], widths: Sequence[int]) -> dict[str, float]:

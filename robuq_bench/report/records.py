@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from robuq_bench import provenance
 from robuq_bench.config.base import Model, build
@@ -29,7 +29,7 @@ class Scores(Record):
     precision: float
     recall: float
     n: int
-    n_reference: int
+    n_reference: int | None  # None: ADM's files do not say
     extractor: str
     digest: str
     protocol: str
@@ -63,16 +63,19 @@ class Stage(Record):
 
 
 class Train(Stage):
-    """train.json: training loss of every step; the held-out losses are absent when diverged."""
+    """train.json: training loss of every step; the held-out losses are absent when diverged. plan: of the training."""
 
     losses: tuple[float, ...]
     held_out_loss: float | None = None
+    plan: dict[str, Any] = Field(default_factory=dict)
 
 
 class Metrics(Stage):
-    """metrics.json. protocol: sampling settings; packed: SHA-256; sampled: provenance of the images."""
+    """metrics.json. also: of further extractors; protocol: sampling settings; packed: SHA-256; sampled: provenance of
+    the images."""
 
     scores: Scores | None
+    also: tuple[Scores, ...] = ()
     protocol: dict[str, Any]
     packed: str
     sampled: dict[str, Any] | None = None
@@ -121,9 +124,10 @@ class Measure(Stage):
 
 
 class Floor(Record):
-    """floor.json: held-out real images scored against the reference."""
+    """floor.json: held-out real images scored against the reference; also: of further extractors."""
 
     scores: Scores
+    also: tuple[Scores, ...] = ()
     provenance: dict[str, Any]
 
 

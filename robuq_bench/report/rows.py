@@ -27,8 +27,9 @@ class Figure(Model):
 class Run(Model):
     """One seed of one row.
 
-    held_out_loss: mean squared velocity error; size: bytes of the packed file, whose SHA-256 is `packed`;
-    bits: activation bits per layer; provenance: stage -> record.
+    scores: of the first extractor, also: of the others; steps: of training; held_out_loss: mean squared velocity error;
+    size: bytes of the packed file, whose SHA-256 is `packed`; bits: activation bits per layer; provenance: stage ->
+    record.
     """
 
     seed: int
@@ -37,6 +38,8 @@ class Run(Model):
     packed: str
     size: int | None
     scores: Scores | None
+    also: tuple[Scores, ...] = ()
+    steps: int | None = None
     held_out_loss: float | None
     latency: Latency | None
     deployed: Latency | None = None
@@ -47,8 +50,9 @@ class Run(Model):
 class Row(Model):
     """A method at one bit setting. It has diverged when any of its runs has: survivors alone would flatter it.
 
-    figures: by name, `QUALITY`, "size", "latency" and "deployed"; none when diverged. compression: full-precision size
-    over this one. rank: 1 is the lowest mean FD of the quantised rows; null for full precision and diverged rows.
+    figures: by name, `QUALITY`, FD of `further` extractors, "size", "latency", "deployed"; none when diverged.
+    compression: full-precision size over this one. rank: 1 is the lowest mean FD of the quantised rows; null for full
+    precision and diverged rows.
     """
 
     variant: Variant
@@ -113,6 +117,11 @@ def make_row(variant: Variant, runs: Sequence[Run], how: str = "simulated") -> R
     )
 
 
+def further(metric: str, extractor: str) -> str:
+    """Name of a figure under another extractor than the first."""
+    return f"{metric}-{extractor}"
+
+
 def compare(rows: Iterable[Row]) -> tuple[Row, ...]:
     """The rows with what depends on the others: rank (equal means share one) and compression."""
     rows = tuple(rows)
@@ -133,6 +142,9 @@ def _reason(runs: Sequence[Run]) -> str:
 
 def _figures(runs: Sequence[Run], how: str) -> dict[str, Figure]:
     found = {name: _figure([_quality(run, name) for run in runs], how) for name in QUALITY}
+    for scores in runs[0].also:
+        others = [other for run in runs for other in run.also if other.extractor == scores.extractor]
+        found[further("FD", scores.extractor)] = _figure([other.FD for other in others], how)
     found["held_out_loss"] = _figure([run.held_out_loss for run in runs], "simulated")
     found["size"] = _figure([run.size for run in runs], "packed")
     if all(run.latency for run in runs):

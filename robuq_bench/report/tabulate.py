@@ -2,23 +2,24 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from robuq_bench import __version__
 from robuq_bench.metrics.extractors import label
 from robuq_bench.report.comparison import compare_pairs, rivals
 from robuq_bench.report.inputs import Results, drawn_by
 from robuq_bench.report.notes import notes
-from robuq_bench.report.records import DASH, Scores
-from robuq_bench.report.rows import QUALITY, Row
+from robuq_bench.report.records import DASH, Floor
+from robuq_bench.report.rows import QUALITY, Row, further
 from robuq_bench.report.table import Cell, Column, Table
 
 DIGITS = 4  # significant digits of the median of a column
 MEGABYTES = 1e7  # bytes of the largest model from which sizes are in MB
 
 
-def make_table(preset: str, title: str, results: Results) -> Table:
-    """The table of `results`."""
+def make_table(preset: str, title: str, results: Results, left_out: Mapping[str, str] = MappingProxyType({})) -> Table:
+    """The table of `results`. left_out: row -> what of it is missing, for its footnotes."""
     columns = _columns(results)
     table = Table(
         version=__version__,
@@ -30,15 +31,17 @@ def make_table(preset: str, title: str, results: Results) -> Table:
         columns=columns,
         rows=results.rows,
         cells=tuple(tuple(_cell(column, row, results.rows) for column in columns) for row in results.rows),
-        floor_cells=tuple(_floor_cell(column, results.floor.scores) for column in columns),
+        floor_cells=tuple(_floor_cell(column, results.floor) for column in columns),
         comparisons=compare_pairs(rivals(results.rows)),
         notes=(),
     )
-    return table.model_copy(update={"notes": tuple(notes(table))})
+    missing = [f"Not whole: {'; '.join(f'{row}: {why}' for row, why in left_out.items())}."] if left_out else []
+    return table.model_copy(update={"notes": (*notes(table), *missing)})
 
 
 def _columns(results: Results) -> tuple[Column, ...]:
     extractor, rows, how = results.floor.scores.extractor, results.rows, drawn_by(results.sampling)
+    others = results.floor.also
     sizes = [row.figures["size"].mean for row in rows if row.figures]
     unit, scale = ("MB", 1e-6) if max(sizes, default=0) >= MEGABYTES else ("kB", 1e-3)
     plan = [
@@ -46,6 +49,7 @@ def _columns(results: Results) -> tuple[Column, ...]:
         ("sFD", label("sFD", extractor), how, "lower", 1),
         ("IS", label("IS", extractor), how, "higher", 1),
         ("KID", f"{label('KID', extractor)} ×1000", how, "lower", 1000),
+        *[(further("FD", other.extractor), label("FD", other.extractor), how, "lower", 1) for other in others],
         ("precision", label("precision", extractor), how, "higher", 1),
         ("recall", label("recall", extractor), how, "higher", 1),
         ("held_out_loss", "held-out loss", "simulated", "lower", 1),
@@ -104,6 +108,7 @@ def _is_best(column: Column, row: Row, rows: Sequence[Row]) -> bool:
     return len(means) > 1 and row.figures[column.key].mean == best
 
 
-def _floor_cell(column: Column, floor: Scores) -> Cell:
-    value = getattr(floor, column.key, None)
+def _floor_cell(column: Column, floor: Floor) -> Cell:
+    others = {further("FD", scores.extractor): scores.FD for scores in floor.also}
+    value = others.get(column.key, getattr(floor.scores, column.key, None))
     return _number(column, None if value is None else value * column.scale)

@@ -1,5 +1,6 @@
 """A pretend benchmark in a temporary folder: recipes, a preset, and the files that other stages would have written."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import yaml
 from robuq_bench.cli import main
 from robuq_bench.config.base import override
 from robuq_bench.config.preset import DiT
-from robuq_bench.config.recipe import load_variant
+from robuq_bench.config.recipe import Recipe, Variant, load_variant
 from robuq_bench.files import read_json, sha256_file, write_json
 from robuq_bench.models import checkpoint
 from robuq_bench.models.dit import Shape
+from robuq_bench.report.records import Scores
+from robuq_bench.report.rows import Row, Run
 from robuq_bench.sample import archive
 
 PROVENANCE = {
@@ -166,3 +169,33 @@ def lab(tmp_path, monkeypatch) -> Lab:
     lab.run("alpha/W1.58A2", FD=2.25, IS=4.0)
     lab.run("beta/W1.58A2", FD=4.5, KID=-0.00001, loss=0.5)
     return lab
+
+
+def score_of(extractor: str, value: float) -> Scores:
+    rest = dict.fromkeys(("sFD", "IS", "KID", "KID_se", "precision", "recall"), 0.0)
+    return Scores(FD=value, n=8, n_reference=8, extractor=extractor, digest="d", protocol="p", **rest)
+
+
+def row_of(
+    key: str, *values: float, second: tuple[float, ...] | None = None, diverged: bool = False, steps=None
+) -> Row:
+    """A row with seeds 0, 1, ... and these scores under the first extractor; `second`: under the other."""
+    recipe, _, name = key.rpartition("/")
+    weight = {"format": "ternary", "granularity": "channel", "scale": "absmean"}
+    method = Recipe(title=recipe, citation="c", training="qat", weight=weight, variants={}, assumptions=())
+    second = values if second is None else second
+    lost = dict.fromkeys(("size", "held_out_loss", "latency"))
+    facts = {"status": "ok", "reason": "", "packed": "h", "bits": {}, "provenance": {}, "steps": steps}
+    runs = [
+        Run(seed=seed, scores=score_of("Lite0", a), also=(score_of("Lite2", b),), **facts, **lost)
+        for seed, (a, b) in enumerate(zip(values, second, strict=True))
+    ]
+    variant = Variant(recipe=recipe, name=name, weight_bits=1.58, activation_bits=2, method=method)
+    status = "diverged" if diverged else "ok"
+    return Row(variant=variant, status=status, reason="nan" if diverged else "", runs=runs, figures={})
+
+
+@pytest.fixture
+def scored() -> Callable[..., Row]:
+    """`scored("recipe/variant", 1.0, 2.0)`: a row of two extractors with these scores, seed by seed."""
+    return row_of
