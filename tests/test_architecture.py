@@ -30,7 +30,7 @@ def name(path: Path) -> str:
 
 def test_every_folder_is_a_known_room():
     assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(ROOMS)
-    assert {path.stem for path in PACKAGE.glob("*.py")} == {*SHARED, "__init__", "cli"}
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {*SHARED, "__init__", "cli", "warm"}
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.parent != PACKAGE], ids=name)
@@ -47,6 +47,7 @@ def test_shared_modules_import_no_room():
 def test_the_command_line_imports_rooms_only_by_name():
     """So that `robuq-bench --help` is quick and each verb loads what it needs."""
     assert imported(PACKAGE / "cli.py") == {"errors"}
+    assert imported(PACKAGE / "warm.py") <= {*SHARED, "cli"}
     assert imported(PACKAGE / "__init__.py") == set()
 
 

@@ -1,4 +1,4 @@
-rule probe:
+rule quantiser_error:
     """Error of each activation quantiser on the trained model at 2, 3 and 4 bits, without training."""
     input:
         "<results>/{preset}/full_precision/W32A32/seed0/model.safetensors",
@@ -10,11 +10,12 @@ rule probe:
     resources:
         gpu=gpus,
     params:
-        code=code("probe"),
+        code=code("quantiser-error"),
         settings=settings("data", "device", "threads"),
         set=SET,
     shell:
-        "robuq-bench probe --preset {wildcards.preset} {params.set} --model '{input}' --out '{output}'" " --log '{log}'"
+        "robuq-bench quantiser-error --preset {wildcards.preset} {params.set} --model '{input}' --out '{output}'"
+        " --log '{log}'"
 
 
 rule ablate:
@@ -31,7 +32,7 @@ rule ablate:
     params:
         code=code("ablate"),
         settings=settings("seeds", "extra_seeds"),
-        ablation=lambda w: COLLECTED[w.name].model_dump_json(),
+        ablation=lambda w: fitting(w).model_dump_json(),
         which=lambda w: f"--sweep {shlex.quote(SWEEP)}" if w.name == SWEPT else f"--name {w.name}",
         results=lambda w: f"results/{w.preset}",
         set=SET,

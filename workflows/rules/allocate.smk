@@ -1,7 +1,8 @@
 rule profile:
     """Measure how much each layer minds 1 to 4 activation bits, after a few QAT steps (AMPN)."""
     input:
-        "<results>/{preset}/full_precision/W32A32/seed0/model.safetensors",
+        start="<results>/{preset}/full_precision/W32A32/seed0/model.safetensors",
+        latents=latents,
     output:
         f"{ROW}/profile.json",
     log:
@@ -17,7 +18,7 @@ rule profile:
         set=SET,
     shell:
         "robuq-bench profile --preset {wildcards.preset} {params.set} --recipe '{wildcards.recipe}'"
-        " --variant {wildcards.variant} --seed {wildcards.seed} --start '{input}' --profile '{output}'"
+        " --variant {wildcards.variant} --seed {wildcards.seed} --start '{input.start}' --profile '{output}'"
         " --record-divergence --log '{log}'"
 
 

@@ -1,15 +1,18 @@
 # Glue between Snakemake and the package: paths, presets, and digests that decide what must run again.
+import os
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
+from robuq_bench.allocate.ablations import for_preset, study_rows
 from robuq_bench.allocate.allocation import check_priced
 from robuq_bench.allocate.costs import latency_path
 from robuq_bench.config.ablation import EXAMPLE, load_ablations, parse_sweep
 from robuq_bench.config.preset import load_preset
 from robuq_bench.config.recipe import FOLDER as RECIPES
-from robuq_bench.config.recipe import load_recipe, load_variant, parse_variant
-from robuq_bench.config.row import load_row
+from robuq_bench.config.recipe import full_rows, load_recipe, load_variant
+from robuq_bench.config.row import load_row, training_plan
 from robuq_bench.errors import BenchError
 from robuq_bench.files import sha256_file
 from robuq_bench.provenance import code_digest
@@ -18,8 +21,13 @@ from robuq_bench.cli import VERBS
 PRESET = config.get("preset", "quick")
 CHANGES = str(config.get("set", "") or "")
 SWEEP = str(config.get("sweep", "") or "")
+for option in ("gpus", "jobs_per_gpu"):  # see robuq_bench.devices
+    if option in config:
+        os.environ[f"ROBUQ_BENCH_{option.upper()}"] = str(config[option])
+DEVICES_PER_JOB = int(config.get("devices_per_job", 1))  # processes that share a training, sampling or encoding job
 ROW = "<results>/{preset}/{recipe}/{variant}/seed{seed}"
-STATE = "state/{preset}/{recipe}/{variant}/seed{seed}"
+STATES = config.get("state", "state")  # where cut runs go on; on a cluster without a shared folder, a mounted volume
+STATE = STATES + "/{preset}/{recipe}/{variant}/seed{seed}"
 
 
 wildcard_constraints:
@@ -38,14 +46,22 @@ def checked(load, *arguments):
         sys.exit(error.code)
 
 
+@cache
 def preset(name):
     return checked(load_preset, name, CHANGES)
 
 
+@cache
+def known_row(name, recipe, variant_name):
+    """A row of the preset `name`, looked up once: a study has hundreds of jobs."""
+    return checked(load_row, preset(name), recipe, variant_name)
+
+
 def variant(wildcards):
-    return checked(load_row, preset(wildcards.preset), wildcards.recipe, wildcards.variant)
+    return known_row(wildcards.preset, wildcards.recipe, wildcards.variant)
 
 
+@cache
 def code(verb):
     """Digest of the modules behind a verb: editing one of them re-runs this stage and what follows."""
     return code_digest(VERBS[verb])
@@ -61,9 +77,8 @@ def method(wildcards):
 
 
 def plan(wildcards):
-    """The training block that applies: full-precision training or QAT."""
-    chosen = preset(wildcards.preset)
-    return chosen.train if variant(wildcards).method.training == "none" else chosen.qat
+    """The training block that applies: full-precision training, or QAT with the recipe's schedule."""
+    return training_plan(preset(wildcards.preset), variant(wildcards))
 
 
 def latency_table(wildcards):
@@ -88,9 +103,19 @@ def gpus(wildcards):
     return 1 if preset(wildcards.preset).device == "cuda" else 0
 
 
+def shared_gpus(wildcards):
+    """GPUs of a job that several processes share."""
+    return DEVICES_PER_JOB * gpus(wildcards)
+
+
+def latents(wildcards):
+    """The record of the encoded images, where the preset trains on latents."""
+    return [f"<results>/{wildcards.preset}/latents.json"] if preset(wildcards.preset).latents else []
+
+
 def seeds(name, recipe, variant_name):
     """Full precision is trained once; every other row once for each of its seeds."""
-    chosen = checked(load_row, preset(name), recipe, variant_name)
+    chosen = known_row(name, recipe, variant_name)
     return preset(name).seeds_of(f"{recipe}/{variant_name}") if chosen.method.training != "none" else (0,)
 
 
@@ -121,9 +146,22 @@ SWEPT, SWEEP_PLAN = checked(parse_sweep, SWEEP) if SWEEP else ("sweep", None)
 COLLECTED = ABLATIONS | ({SWEPT: SWEEP_PLAN} if SWEEP else {})  # by the rule `ablate`
 
 
+def fitting(wildcards):
+    """What the preset runs of the ablation, or sweep, of that name."""
+    return checked(for_preset, preset(wildcards.preset), wildcards.name, COLLECTED[wildcards.name])[0]
+
+
 def ablation_inputs(wildcards):
-    rows = [f"{recipe}/{name}" for _, recipe, name in COLLECTED[wildcards.name].rows()]
+    rows = [f"{recipe}/{name}" for _, recipe, name in fitting(wildcards).rows()]
     return [path for file in ROW_FILES for path in row_files(wildcards.preset, rows, file)]
+
+
+def study_plan(wildcards):
+    return checked(study_rows, preset(wildcards.preset), ABLATIONS, FULL)
+
+
+def study_inputs(wildcards):
+    return [path for file in ROW_FILES for path in row_files(wildcards.preset, study_plan(wildcards), file)]
 
 
 def sweep_page(wildcards):
@@ -150,6 +188,7 @@ class Unwatched:
         return self.text
 
 
+LAUNCH = Unwatched(f"launch --processes {DEVICES_PER_JOB} --" if DEVICES_PER_JOB > 1 else "")
 SET = Unwatched(f"--set {shlex.quote(CHANGES)}" if CHANGES else "")
 
 
@@ -160,7 +199,7 @@ def menu():
     return [("_".join(pair), "/".join(pair)) for pair in pairs]
 
 
-FULL = sorted((row for _, row in menu()), key=lambda row: [-bits for bits in parse_variant(row.rpartition("/")[2])])
+FULL = checked(full_rows)
 TABLES = {"index": "table", "full": "table_full"}  # page -> table
 
 

@@ -35,7 +35,7 @@ rule engine_kernels:
     params:
         code=code("engine-kernels"),
     shell:
-        "robuq-bench engine-kernels --rates '{input}' --out '{output}' --log '{log}'"
+        "robuq-bench engine-kernels --rates '{input}' --state state/engine/kernels.json --out '{output}' --log '{log}'"
 
 
 rule engine_table:

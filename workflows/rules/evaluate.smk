@@ -1,7 +1,22 @@
+MANY = 10_000  # above so many images features are kept on disk: memory stays bounded, and a cut run goes on
+
+
+def adm_reference(wildcards):
+    """The ADM file to score against, where the preset names one."""
+    path = preset(wildcards.preset).evaluate.reference
+    return [path] if path else []
+
+
+def many(wildcards):
+    return preset(wildcards.preset).sample.n > MANY
+
+
 rule reference:
     """Moments of the real images, and what held-out real images score against them."""
+    input:
+        adm_reference,
     output:
-        reference="<results>/{preset}/reference/reference.safetensors",
+        reference=directory("<results>/{preset}/reference/moments"),
         floor="<results>/{preset}/reference/floor.json",
     log:
         "<logs>/{preset}/reference.log",
@@ -22,18 +37,21 @@ rule evaluate:
     """Score the images of a row against the real ones."""
     input:
         samples=f"{ROW}/samples.npz",
-        reference="<results>/{preset}/reference/reference.safetensors",
+        reference="<results>/{preset}/reference/moments",
     output:
         f"{ROW}/metrics.json",
     log:
         "<logs>/{preset}/{recipe}/{variant}/seed{seed}/evaluate.log",
+    priority: 3  # a row under way is finished before another begins
     threads: lambda w: preset(w.preset).threads
     resources:
-        gpu=gpus,
+        gpu=lambda w: shared_gpus(w) if many(w) else 0,  # else work for the CPU, which claims a GPU for seconds
     params:
         code=code("evaluate"),
         settings=settings("evaluate", "device", "threads"),
+        features=lambda w: Unwatched(f"--features '{STATES}/{w.preset}/features'" if many(w) else ""),
+        launch=lambda w: LAUNCH if many(w) else "",
         set=SET,
     shell:
-        "robuq-bench evaluate --preset {wildcards.preset} {params.set} --samples '{input.samples}'"
-        " --reference '{input.reference}' --out '{output}' --log '{log}'"
+        "robuq-bench {params.launch} evaluate --preset {wildcards.preset} {params.set} --samples '{input.samples}'"
+        " --reference '{input.reference}' --out '{output}' {params.features} --log '{log}'"

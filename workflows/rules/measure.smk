@@ -8,7 +8,7 @@ rule measure:
         "<logs>/{preset}/{recipe}/{variant}/seed{seed}/measure.log",
     threads: lambda w: preset(w.preset).threads
     resources:
-        gpu=gpus,
+        gpu=lambda w: gpus(w) if preset(w.preset).latency else 0,
     params:
         code=code("measure"),
         settings=settings("latency", "device", "threads"),
@@ -19,21 +19,23 @@ rule measure:
 
 
 rule step_cost_of:
-    """What fake quantisation costs in training, recipe by recipe: DiT-S/2 and DiT-XL/2 on a GPU, the quick model on a CPU."""
+    """What fake quantisation costs in training, recipe by recipe: DiT-S/2, DiT-XL/2, gpu's model; quick's on a CPU."""
     output:
         "<results>/step_cost/{size}.json",
     log:
         "<logs>/step_cost/{size}.log",
     wildcard_constraints:
-        size="quick|S-2|XL-2",
+        size="quick|(gpu|S-2|XL-2)(-fused)?",
     threads: lambda w: preset(PRESET).threads
     resources:
         gpu=lambda w: int(w.size != "quick"),
     params:
         code=code("step-cost"),
-        size=lambda w: w.size.replace("-", "/"),
+        size=lambda w: w.size.removesuffix("-fused").replace("-", "/"),
+        blocks=lambda w: "fused" if w.size.endswith("-fused") else "compiled",
     shell:
-        "robuq-bench step-cost --size {params.size} --threads {threads} --out '{output}' --log '{log}'"
+        "robuq-bench step-cost --size {params.size} --blocks {params.blocks} --threads {threads} --out '{output}'"
+        " --log '{log}'"
 
 
 rule step_cost:
@@ -41,5 +43,5 @@ rule step_cost:
     input:
         lambda w: [
             f"<results>/step_cost/{size}.json"
-            for size in (("S-2", "XL-2") if preset(PRESET).device == "cuda" else ("quick",))
+            for size in (("gpu-fused", "S-2", "XL-2") if preset(PRESET).device == "cuda" else ("quick",))
         ],

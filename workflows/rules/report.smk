@@ -51,7 +51,7 @@ rule page:
         page="|".join(TABLES),
     params:
         code=code("report"),
-        settings=settings("title", "seeds", "extra_seeds", "sample"),
+        settings=settings("title", "seeds", "extra_seeds", "sample", "anchors"),
         results=lambda w, input: Path(input.table).parent,
         ablations=lambda w, input: [f"--ablation {path}" for path in input.ablations],
         set=SET,
