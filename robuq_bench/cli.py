@@ -44,6 +44,7 @@ VERBS = {
     "report": "robuq_bench.report.stage",
     "engine-report": "robuq_bench.report.engine_stage",
     "plan": "robuq_bench.report.plan_stage",
+    "losses": "robuq_bench.report.losses_stage",
     "collect": "robuq_bench.report.collect_stage",
     "warm": "robuq_bench.warm",
 }
@@ -81,6 +82,7 @@ SUMMARY = {
     "report": "build the HTML page",
     "engine-report": "build the engine's HTML page, or its roofline picture alone",
     "plan": "what a preset would cost: GPU-hours, time on the clock, memory, disk",
+    "losses": "held-out losses of the runs trained so far, tested over seeds",
     "collect": "gather what a study leaves behind into one small folder, and say what it cost",
     "warm": "run a command whose robuq-bench calls start at once (GPU studies of hundreds of rows)",
 }

@@ -7,8 +7,10 @@ import sys
 import time
 
 import pytest
+import torch
 
 from robuq_bench import cli
+from robuq_bench import warm as warm_module
 
 CALL = f"{sys.executable} -m robuq_bench.cli"
 SLOW = f"{CALL} train --preset smoke --set train.steps=100000 --recipe full_precision --variant W32A32"
@@ -79,3 +81,23 @@ def test_no_server(monkeypatch, capsys):
     monkeypatch.setenv(cli.SERVER, "/nowhere")
     assert cli.main(["export", "--help"]) == 2
     assert "ROBUQ_BENCH_SERVER=/nowhere: no server answers there; unset it" in capsys.readouterr().err
+
+
+def test_packages_that_look_for_gpus_at_import_see_none(tmp_path, monkeypatch):
+    """To ask would wake CUDA in the server, whose forks could then not use it."""
+    (tmp_path / "asks_for_gpus.py").write_text(
+        "import torch\nSEEN = torch.cuda.is_available(), torch.cuda.device_count()"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(warm_module, "IMPORTED", ("asks",))
+    monkeypatch.setitem(cli.VERBS, "asks", "asks_for_gpus")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    warm_module._import()
+    assert sys.modules["asks_for_gpus"].SEEN == (False, 0)
+    assert torch.cuda.is_available() and torch.cuda.device_count() == 2
+
+
+def test_a_fork_that_cannot_use_cuda_starts_a_process_of_its_own(tmp_path, capfd):
+    assert warm_module._by_itself(["export", "--model", str(tmp_path / "no"), "--packed", "x"]) == 2
+    assert "no such checkpoint" in capfd.readouterr().err

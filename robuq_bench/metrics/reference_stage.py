@@ -21,7 +21,7 @@ from robuq_bench.progress import Bar
 from robuq_bench.train.images import images
 
 EXAMPLE = "robuq-bench reference --preset quick --reference reference/ --floor floor.json"
-CHUNK = 512  # images whose features are held at a time
+CHUNK = 4096  # images whose features are held at a time
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     preset = load_preset(args.preset, args.set)
     expect(preset.device, preset.threads)
     reals = AdmFile(preset.evaluate.reference) if preset.evaluate.reference else OwnImages(preset)
-    device = use(preset.device, preset.threads)
+    device = use(preset.device, preset.threads, urgent=True)
     made = []
     for extractor in load_all(preset.evaluate, device):
         with Bar(f"reference features, {extractor.name}", len(reals)) as bar:

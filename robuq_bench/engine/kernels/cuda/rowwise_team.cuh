@@ -23,14 +23,8 @@ constexpr int ODD = C / 8 * PITCH + 16;                    // from an even token
 constexpr int SLOT = C == 32 ? 2 * ODD : 16 * PITCH;       // bytes of a step's tokens
 constexpr int SIGNS = C == 32 ? 4 : 8;                     // tiles of +-1, 64 x 16 each
 constexpr int MIX_ROWS = 40, MIX_TILE = 2 * MIX_ROWS * 16; // a tile of mix: 8 x 40 tf32
-#if C == 32
-typedef uint2 Piece;                                       // of a token that a thread copies and prepares at a time
-#else
-typedef uint4 Piece;
-#endif
-constexpr int WIDE = sizeof(Piece) / 2;                    // channels
-constexpr int PIECES = (R * 32 / WIDE + 31) / 32;           // a thread's, of R * 32 channels of a warp
-constexpr int STRIDE = 32 * WIDE / C * 16;                 // between a thread's, in shared memory
+constexpr int PIECES = R / 4;                              // a thread prepares so many four channels of a token
+constexpr int STRIDE = 128 / C * 16;                       // between them, in shared memory
 constexpr int PLANE = N / 8;                               // bytes of a token's plane
 constexpr int SIGNS_AT = 2 * SLOTS * SLOT, MIX_AT = SIGNS_AT + SIGNS * 2048, STAGE_AT = MIX_AT + 10 * MIX_TILE;
 constexpr int TABLES_AT = STAGE_AT + BATCH * BITS * PLANE; // of each team: signed 1 + scale, shift
@@ -143,28 +137,16 @@ __device__ __forceinline__ void from_gray(unsigned (&words)[BITS]) {
   for (int bit = BITS - 2; bit >= 0; bit--) words[bit] ^= words[bit + 1];
 }
 
-__device__ __forceinline__ void copy_async(unsigned to, const Piece* from) {
-#if C == 32
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
-#else
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-#endif
-}
-
 // What a thread loads and prepares: every 128th four channels of one token; all of it (C = 32) or a quarter.
 struct Share {
-  unsigned token, first, place;        // of a step; piece; where it goes in a slot
-  bool last;                           // has the last of PIECES
+  unsigned token, first, place;        // of a step; channel / 4; where it goes in a slot
   __device__ __forceinline__ Share(unsigned warp, unsigned lane) {
-    constexpr unsigned ALL = R * 32 / WIDE;  // of a warp
     token = C == 32 ? warp : warp / 4;
-    first = (C == 32 ? 0 : warp % 4 * ALL) + lane;
-    last = ALL % 32 == 0 || lane < ALL % 32;
-    const unsigned row = first / (C / WIDE), byte = first % (C / WIDE) * WIDE * 2;
+    first = (C == 32 ? 0 : warp % 4 * (N / 16)) + lane;
+    const unsigned row = first / (C / 4), chunk = first % (C / 4) / 2;
     const unsigned line = C == 32 ? token / 2 * R + row : token * R + row;
-    place = (C == 32 ? token % 2 * ODD : 0) + byte / 16 * PITCH + line * 16 + byte % 16;
+    place = (C == 32 ? token % 2 * ODD : 0) + chunk * PITCH + line * 16 + lane % 2 * 8;
   }
-  __device__ __forceinline__ bool has(int i) const { return i + 1 < PIECES || last; }
 };
 
 __device__ __forceinline__ float warp_sum(float v) {
@@ -175,7 +157,7 @@ __device__ __forceinline__ float warp_sum(float v) {
 
 // Mean and 1 / deviation of a token that a warp has. The sums are those of `mma` of the token with itself and with
 // ones, unless its mean is so far from zero that float32 would lose digits of the squares about it.
-__device__ __forceinline__ float2 normalise(const Piece (&v)[PIECES], float epsilon, unsigned lane) {
+__device__ __forceinline__ float2 normalise(const uint2 (&v)[PIECES], float epsilon, unsigned lane) {
   const unsigned ones = 0x3f803f80u;
   float d[4] = {};                     // [lanes g][lanes g] of squares, of which the diagonal counts; one times lanes g
 #pragma unroll
@@ -205,21 +187,19 @@ __device__ __forceinline__ float4 signed_floats(uint2 v, uint2 flip) {
 
 // A thread's channels of a token in shared memory: LayerNorm and modulate, or GELU, or nothing; signs.
 __device__ __forceinline__ void prepare(const Rowwise& p, unsigned char* slot, const float4* table,
-                                        const Piece (&flips)[PIECES], const Share& share, unsigned lane) {
-  Piece v[PIECES];
+                                        const uint2 (&flips)[PIECES], const Share& share, unsigned lane) {
+  uint2 v[PIECES];
 #pragma unroll
-  for (int i = 0; i < PIECES; i++)
-    if (share.has(i)) v[i] = *(const Piece*)(slot + share.place + i * STRIDE);
+  for (int i = 0; i < PIECES; i++) v[i] = *(const uint2*)(slot + share.place + i * STRIDE);
   float2 moments;
   if (PRE == 1) moments = normalise(v, p.epsilon, lane), moments.x *= -moments.y;
 #pragma unroll
   for (int i = 0; i < PIECES; i++) {
-    if (!share.has(i)) continue;
-    Piece out = v[i];
+    uint2 out = v[i];
     float4 by, to;
     if (PRE == 1) by = table[2 * 32 * i + lane], to = table[2 * 32 * i + 32 + lane];
 #pragma unroll
-    for (int j = 0; j < WIDE / 2; j++) {
+    for (int j = 0; j < 2; j++) {
       unsigned& pair = (&out.x)[j];
       float low = low_half(pair), high = high_half(pair);
       if (PRE == 1) {
@@ -228,9 +208,9 @@ __device__ __forceinline__ void prepare(const Rowwise& p, unsigned char* slot, c
       }
       if (PRE == 2) low = gelu(low), high = gelu(high);
       if (PRE) pair = token_pair(low, high);
-      if (PRE != 1) pair ^= (&flips[i].x)[j];
     }
-    *(Piece*)(slot + share.place + i * STRIDE) = out;
+    if (PRE != 1) out.x ^= flips[i].x, out.y ^= flips[i].y;
+    *(uint2*)(slot + share.place + i * STRIDE) = out;
   }
 }
 

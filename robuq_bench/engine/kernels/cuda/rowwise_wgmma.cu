@@ -16,19 +16,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
   // Signs of what a thread prepares (with PRE = 1 they are in the table), and its part of the down-projection's matrix:
   // [step of 16 channels][lane].
   constexpr int DEPTH = 9, ROUNDS = OWN / DEPTH;
-  Piece flips[PIECES];
+  uint2 flips[PIECES];
   uint4 down[ROUNDS][DEPTH];
   auto get_flips = [&] {
 #pragma unroll
-    for (int i = 0; PRE != 1 && i < PIECES; i++)
-      if (share.has(i)) flips[i] = ((const Piece*)p.flips)[share.first + 32 * i];
+    for (int i = 0; PRE != 1 && i < PIECES; i++) flips[i] = ((const uint2*)p.flips)[share.first + 32 * i];
   };
   auto get_down = [&](int round) {
 #pragma unroll
     for (int i = 0; RANK && i < DEPTH; i++) down[round][i] = p.down[(round * DEPTH + i) * THREADS + thread];
   };
-  get_flips();
-  if (STEPS == 1) get_down(0);
+  get_flips(), get_down(0);
 
 #if __CUDA_ARCH__ >= 900  // see gemm_common.cuh
   asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
@@ -43,11 +41,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
       const int token = min(token_of(batch, step) + (int)share.token, p.m - 1);
-      const Piece* const from = (const Piece*)p.x + (long long)token * (N / WIDE) + share.first;
+      const uint2* const from = (const uint2*)p.x + (long long)token * (N / 4) + share.first;
       const unsigned to = address + slot_of(batch, step) + share.place;
 #pragma unroll
       for (int i = 0; i < PIECES; i++)
-        if (share.has(i)) copy_async(to + i * STRIDE, from + 32 * i);
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to + i * STRIDE), "l"(from + 32 * i) : "memory");
       asm volatile("cp.async.commit_group;" ::: "memory");
     }
   };
@@ -124,30 +122,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
     }
   };
 
-  // A warp's share of the down-projection of a batch.
-  auto project_down = [&](int batch) {
-    const unsigned all = thread / 32, token = g % BATCH, slot = token / STEP, chunk = all / 2 * 4 + t;
-    const unsigned line = (C == 32 ? token % 4 / 2 * R : token % 2 * R) + chunk / (C / 8);
-    const unsigned char* const x = shared + (batch - first & 1) * SLOTS * SLOT + slot * SLOT;
-    const unsigned char* const from =
-        x + (C == 32 ? token % 2 * ODD : 0) + chunk % (C / 8) * PITCH + line * 16 + all % 2 * 8;
-    float low[2][4] = {};            // rank g or g + 8, token 2 t or 2 t + 1; two sums that need not wait
-#pragma unroll
-    for (int round = 0; round < ROUNDS; round++) {
-      if (round + 1 < ROUNDS) get_down(round + 1);
-#pragma unroll
-      for (int i = 0; i < DEPTH; i++) {
-        const uint2 b = *(const uint2*)(from + (round * DEPTH + i) * (WARPS * 2 / (C / 8)) * 16);
-        const uint4& a = down[round][i];
-        mma_tokens(low[i % 2], a.x, a.y, a.z, a.w, b.x, b.y);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      if (2 * t < BATCH)
-        low_sums[batch - first & 1][all][(2 * t + i % 2) * 16 + g + i / 2 * 8] = low[0][i] + low[1][i];
-  };
-
   load(first);
   if (PRE == 1) tabulate(first), meet();
 #pragma unroll 1
@@ -161,13 +135,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
     if (PRE == 1 && more) tabulate(batch + 1);
     if (batch > first) finish(batch - 1);
 
+    if (RANK) {
+      const unsigned all = thread / 32, token = g % BATCH, slot = token / STEP, chunk = all / 2 * 4 + t;
+      const unsigned line = (C == 32 ? token % 4 / 2 * R : token % 2 * R) + chunk / (C / 8);
+      const unsigned char* const from = shared + (batch - first & 1) * SLOTS * SLOT + slot * SLOT +
+                                        (C == 32 ? token % 2 * ODD : 0) + chunk % (C / 8) * PITCH + line * 16 +
+                                        all % 2 * 8;
+      float low[2][4] = {};            // rank g or g + 8, token 2 t or 2 t + 1; two sums that need not wait
+#pragma unroll
+      for (int round = 0; round < ROUNDS; round++) {
+        if (round + 1 < ROUNDS) get_down(round + 1);
+#pragma unroll
+        for (int i = 0; i < DEPTH; i++) {
+          const uint2 b = *(const uint2*)(from + (round * DEPTH + i) * (WARPS * 2 / (C / 8)) * 16);
+          const uint4& a = down[round][i];
+          mma_tokens(low[i % 2], a.x, a.y, a.z, a.w, b.x, b.y);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        if (2 * t < BATCH)
+          low_sums[batch - first & 1][all][(2 * t + i % 2) * 16 + g + i / 2 * 8] = low[0][i] + low[1][i];
+    }
+
 #pragma unroll 1
     for (int step = 0; step < STEPS; step++) {
       const unsigned slot = team * STEPS + step;
-      if (RANK && step == team % STEPS) {  // so that one team multiplies while another waits for L2
-        if (STEPS > 1) get_down(0);
-        project_down(batch);
-      }
       float y[40];
       rotate_tokens(y, uniform(address + slot_of(batch, step)), address + SIGNS_AT, address + MIX_AT,
                     uniform(warp / 4));
@@ -234,14 +227,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
         *(unsigned short*)to = word, *(unsigned short*)(to + TOKEN) = word >> 16;
       }
       last_rows = transpose(last_rows, lane);
-      unsigned char* const last = stage + g / 2 * STEP * PLANE + (32 + t % 2 * 2 + g % 2) * (C / 8);
-      if (g / 2 < BITS) *(unsigned short*)(last + t / 2 * TOKEN) = last_rows;
+      const unsigned last_row = 32 + t % 2 * 2 + g % 2;
+      if (g / 2 < BITS)
+        *(unsigned short*)(stage + g / 2 * STEP * PLANE + t / 2 * TOKEN + last_row * (C / 8)) = last_rows;
       count = __reduce_add_sync(~0u, count + (few << (t < 2 ? 0 : 16)));
       if (lane == 0) code_sums[slot][warp] = count;
+
+      if (more) get_flips(), put(batch + 1, step);
     }
-    if (STEPS == 1) get_down(0);
-#pragma unroll 1
-    for (int step = 0; more && step < STEPS; step++) get_flips(), put(batch + 1, step);
+    get_down(0);
   }
   __syncthreads();
   finish(last - 1);
