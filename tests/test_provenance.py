@@ -134,10 +134,11 @@ def test_data_files_count_for_the_stages_of_their_room(package):
     (package / "report" / "templates" / "new.css").write_text("a {}")
     assert digest() == before
     (package / "engine" / "kernels" / "cuda" / "new.cu").write_text("// new")
-    after = digest()
+    after, trained = digest(), digest("robuq_bench.train.stage")
     assert after != before, "images may be drawn by the deployed model"
     (package / "data" / "packaged" / "new.webp").write_text("an image")
-    assert digest() != after
+    assert digest() == after, "drawing reads no data"
+    assert digest("robuq_bench.train.stage") != trained
 
 
 def test_a_module_that_is_newly_imported_counts(package):

@@ -208,9 +208,13 @@ def _completed(raw: dict[str, Any], path: Path, folder: Path) -> dict[str, Any]:
     return base | raw | blocks
 
 
-def preset_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options by which every verb is told its preset: `load_preset(args.preset, args.set)`."""
-    parser.add_argument("--preset", required=True, help="name in config/, or a path")
+def preset_arguments(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+    """The options by which every verb is told its preset: `load_preset(args.preset, args.set)`.
+
+    positional: a verb that people type rather than Snakemake: `robuq-bench check paper`.
+    """
+    name, options = ("preset", {}) if positional else ("--preset", {"required": True})
+    parser.add_argument(name, help="name in config/, or a path", **options)
     parser.add_argument(
         "--set", default="", metavar="K=V,...", help="overrides of the preset: sample.n=100,seeds=[0,1]"
     )

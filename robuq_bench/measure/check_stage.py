@@ -9,11 +9,11 @@ from robuq_bench.errors import BenchError
 from robuq_bench.measure.check import checks
 from robuq_bench.progress import LOG
 
-EXAMPLE = "robuq-bench check --preset paper --set data.path=/data/imagenet/train"
+EXAMPLE = "robuq-bench check paper --set data.path=/data/imagenet/train"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    preset_arguments(parser)
+    preset_arguments(parser, positional=True)
 
 
 def run(args: argparse.Namespace) -> None:

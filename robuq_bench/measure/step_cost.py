@@ -181,9 +181,9 @@ def time_step(model: nn.Module, shape: Shape, batch: int, repeats: int, device: 
         peak = torch.cuda.max_memory_reserved() if cuda else None
         issued = None
         if cuda:
-            step.run = None  # gives the recording's memory back
-            step.run = update
-            issued = float(np.median([_milliseconds(step, device) for _ in range(max(3, repeats // 2))]))
+            with torch.cuda.stream(step.run.stream):  # where the parameters' gradients have been summed so far
+                step.run = update  # and the recording gives its memory back
+                issued = float(np.median([_milliseconds(step, device) for _ in range(max(3, repeats // 2))]))
     p20, median, p80 = (float(value) for value in np.percentile(taken, [20, 50, 80]))
     return {
         "median_ms": median,

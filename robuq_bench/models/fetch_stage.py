@@ -9,12 +9,12 @@ from robuq_bench.config.preset import load_preset, preset_arguments
 from robuq_bench.errors import BenchError
 from robuq_bench.progress import LOG
 
-EXAMPLE = "robuq-bench fetch --preset paper"
+EXAMPLE = "robuq-bench fetch paper"
 PATTERNS = ["*.json", "*.safetensors", "*.bin", "LICENSE*", "README*"]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    preset_arguments(parser)
+    preset_arguments(parser, positional=True)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from robuq_bench import provenance
 from robuq_bench.config.base import build
-from robuq_bench.config.preset import Preset, load_preset
+from robuq_bench.config.preset import Preset, load_preset, preset_arguments
 from robuq_bench.config.row import load_row
 from robuq_bench.errors import BenchError
 from robuq_bench.files import read_json, write_json
@@ -29,10 +29,9 @@ WIDTH = 120  # columns where there is no terminal
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("preset", help="name in config/, or a path")
-    parser.add_argument("--set", default="", metavar="K=V,...", help="overrides of the preset: qat.steps=1000")
+    preset_arguments(parser, positional=True)
     parser.add_argument("--gpus", type=int, default=1, help="GPUs that share the work")
-    parser.add_argument("--throughput", type=Path, default=H100, help="JSON of `robuq-bench probe` (default: an H100)")
+    parser.add_argument("--throughput", type=Path, default=H100, help=f"JSON of `robuq-bench probe` (default: {H100})")
     parser.add_argument("--images", type=int, default=IMAGENET, help="images to encode (default: ImageNet-1K's)")
     parser.add_argument("--json", type=Path, help="JSON to write as well")
 

@@ -44,7 +44,7 @@ def lines(capsys) -> dict[str, tuple[str, str]]:
 
 
 def test_everything_is_looked_at(preset, capsys):
-    assert cli.main(["check", "--preset", preset]) == 0
+    assert cli.main(["check", preset]) == 0
     found = lines(capsys)
     assert list(found) == NAMES and {mark for mark, _ in found.values()} == {"ok"}
     assert "36 images, 12 classes" in found["images"][1] and "to be encoded" in found["latents"][1]
@@ -59,7 +59,7 @@ def test_finished_latents_are_verified(preset, tmp_path, capsys):
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
-    assert cli.main(["check", "--preset", preset]) == 2
+    assert cli.main(["check", preset]) == 2
     captured = capsys.readouterr()
     assert "1 of 10 checks" in captured.err and "damaged shard" in captured.out
 
@@ -78,7 +78,7 @@ def test_finished_latents_are_verified(preset, tmp_path, capsys):
     ],
 )
 def test_what_is_wrong_is_one_line_and_the_rest_is_still_looked_at(preset, capsys, changes, name, words):
-    assert cli.main(["check", "--preset", preset, "--set", changes]) == 2
+    assert cli.main(["check", preset, "--set", changes]) == 2
     captured = capsys.readouterr()
     said = [line for line in captured.out.splitlines() if line.startswith("failed") and f"{name}:" in line]
     assert len(said) == 1 and words in said[0]
@@ -103,7 +103,7 @@ def test_parameters_of_the_published_model():
 
 
 def test_a_preset_of_pixels_is_checked_too(in_root, capsys):
-    assert cli.main(["check", "--preset", "smoke"]) == 0
+    assert cli.main(["check", "smoke"]) == 0
     found = lines(capsys)
     assert "1797 images, 10 classes" in found["images"][1] and "pretrained model" not in found
 

@@ -20,7 +20,7 @@ rule reference:
         floor="<results>/{preset}/reference/floor.json",
     log:
         "<logs>/{preset}/reference.log",
-    priority: 4 # nothing can be scored before
+    priority: 4  # nothing can be scored before
     threads: lambda w: preset(w.preset).threads
     resources:
         gpu=gpus,

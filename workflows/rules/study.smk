@@ -33,7 +33,9 @@ rule reproduce_study:
 def left_behind(wildcards):
     """The collected folder of a study: this machine's, or the committed one."""
     own, committed = Path(f"results/{wildcards.preset}/collected"), Path(f"results/reference/{wildcards.preset}")
-    return own if (own / "study.json").exists() else committed
+    if found := next((folder for folder in (own, committed) if (folder / "study.json").exists()), None):
+        return found
+    checked(refuse, f"study_page: no study of the preset {wildcards.preset} is collected; run reproduce_study first")
 
 
 rule study_page_of:
