@@ -27,7 +27,9 @@ for option in ("gpus", "jobs_per_gpu"):  # see robuq_bench.devices
 DEVICES_PER_JOB = int(config.get("devices_per_job", 1))  # processes that share a training, sampling or encoding job
 ROW = "<results>/{preset}/{recipe}/{variant}/seed{seed}"
 STATES = config.get("state", "state")  # where cut runs go on; on a cluster without a shared folder, a mounted volume
-STATE = STATES + "/{preset}/{recipe}/{variant}/seed{seed}"
+STATE = f"{STATES}/{{preset}}/{{recipe}}/{{variant}}/seed{{seed}}"
+
+MANY = 10_000  # above so many images features are kept on disk: memory stays bounded, and a cut run goes on
 
 
 wildcard_constraints:
@@ -111,6 +113,16 @@ def shared_gpus(wildcards):
 def latents(wildcards):
     """The record of the encoded images, where the preset trains on latents."""
     return [f"<results>/{wildcards.preset}/latents.json"] if preset(wildcards.preset).latents else []
+
+
+def adm_reference(wildcards):
+    """The ADM file to score against, where the preset names one."""
+    path = preset(wildcards.preset).evaluate.reference
+    return [path] if path else []
+
+
+def many(wildcards):
+    return preset(wildcards.preset).sample.n > MANY
 
 
 def seeds(name, recipe, variant_name):
@@ -216,3 +228,11 @@ def inspected(wildcards):
     recipe, _, name = INSPECTED.rpartition("/")
     checked(quantised, recipe, name)
     return f"<results>/{wildcards.preset}/inspect/{INSPECTED}/seed{seeds(wildcards.preset, recipe, name)[0]}.json"
+
+
+def left_behind(wildcards):
+    """The collected folder of a study: this machine's, or the committed one."""
+    own, committed = Path(f"results/{wildcards.preset}/collected"), Path(f"results/reference/{wildcards.preset}")
+    if found := next((folder for folder in (own, committed) if (folder / "study.json").exists()), None):
+        return found
+    checked(refuse, f"study_page: no study of the preset {wildcards.preset} is collected; run reproduce_study first")

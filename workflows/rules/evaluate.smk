@@ -1,16 +1,3 @@
-MANY = 10_000  # above so many images features are kept on disk: memory stays bounded, and a cut run goes on
-
-
-def adm_reference(wildcards):
-    """The ADM file to score against, where the preset names one."""
-    path = preset(wildcards.preset).evaluate.reference
-    return [path] if path else []
-
-
-def many(wildcards):
-    return preset(wildcards.preset).sample.n > MANY
-
-
 rule reference:
     """Moments of the real images, and what held-out real images score against them."""
     input:

@@ -30,14 +30,6 @@ rule reproduce_study:
         lambda w: [f"reports/{PRESET}/ablation_{name}.html" for name in preset(PRESET).ablations],
 
 
-def left_behind(wildcards):
-    """The collected folder of a study: this machine's, or the committed one."""
-    own, committed = Path(f"results/{wildcards.preset}/collected"), Path(f"results/reference/{wildcards.preset}")
-    if found := next((folder for folder in (own, committed) if (folder / "study.json").exists()), None):
-        return found
-    checked(refuse, f"study_page: no study of the preset {wildcards.preset} is collected; run reproduce_study first")
-
-
 rule study_page_of:
     """The study's page from what was collected, without a GPU and without its weights and images."""
     input:
