@@ -1,6 +1,6 @@
 """How good are the images: features, Fréchet distances, KID, Inception Score, precision and recall."""
 
-from robuq_bench.metrics.evaluate import evaluate, floor
+from robuq_bench.metrics.evaluate import evaluate
 from robuq_bench.metrics.extractors import EXTRACTORS, label, load_extractor
 from robuq_bench.metrics.features import Extractor, Features, Source
 from robuq_bench.metrics.intervals import Interval, t_interval
@@ -15,7 +15,6 @@ __all__ = [
     "Source",
     "build_reference",
     "evaluate",
-    "floor",
     "label",
     "load_extractor",
     "load_reference",

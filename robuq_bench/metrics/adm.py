@@ -5,19 +5,16 @@ order), all float64, and in arr_0 real images, uint8 [N, H, W, 3]: those that pr
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from robuq_bench.errors import BenchError
 from robuq_bench.files import atomic, existing, sha256_file
-from robuq_bench.metrics.evaluate import floor
 from robuq_bench.metrics.features import Features
 from robuq_bench.metrics.frechet import Moments
-from robuq_bench.metrics.reference import KEEP, Reference
+from robuq_bench.metrics.reference import KEEP, Reduced, Reference
 from robuq_bench.sample import npz
 
 MOMENTS = ("mu", "sigma", "mu_s", "sigma_s")
@@ -45,8 +42,8 @@ class AdmFile:
     def __len__(self) -> int:
         return len(self.images)
 
-    def reduced(self, features: Callable[[np.ndarray], Features]) -> tuple[Reference, Callable[[], dict[str, Any]]]:
-        """(the file as a reference for the extractor behind `features`, what scores the floor).
+    def reduced(self, features: Callable[[np.ndarray], Features]) -> Reduced:
+        """The file as a reference for the extractor behind `features`, and what the floor is made of.
 
         The floor: the second half of the file's images, scored against its moments and the first half. It is real
         against real, and a little too good, because the moments are of these images too.
@@ -65,7 +62,7 @@ class AdmFile:
         whole, first_half = (
             Reference(self.pooled, self.spatial, rows, source, self.digest) for rows in (kept, kept[:half])
         )
-        return whole, partial(floor, _joined(chunks)[half:], first_half)
+        return Reduced(whole, _joined(chunks)[half:], first_half)
 
     def _chunks(self) -> Iterator[np.ndarray]:
         edges = [*range(0, len(self.images), CHUNK), len(self.images)]

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from robuq_bench.errors import BenchError
 
@@ -42,15 +44,40 @@ Matrix = np.ndarray | Rows
 def float64_matrix(values: Matrix, what: str) -> np.ndarray:
     """`values` as float64 [N, d]. Raises BenchError unless they are two-dimensional, not empty and finite."""
     values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 2 or not values.size:
-        raise BenchError(f"{what}: expected a matrix [images, dimensions], got shape {list(values.shape)}")
+    _check(values.shape, what)
     if not np.isfinite(values).all():
-        raise BenchError(f"{what}: not finite; the images come from a diverged model or are damaged")
+        raise _not_finite(what)
     return values
 
 
-def blocks(values: Matrix, rows: int, what: str, start: int = 0) -> Iterator[tuple[slice, np.ndarray]]:
-    """(where, float64 [at most `rows`, d]) for all rows from `start` on, each checked as by `float64_matrix`."""
+def blocks(values: Matrix, rows: int, what: str) -> Iterator[tuple[slice, np.ndarray]]:
+    """(where, float64 [at most `rows`, d]) for all rows, each checked as by `float64_matrix`."""
+    for where, block in _slices(values, rows):
+        yield where, float64_matrix(block, what)
+
+
+def tensors(
+    values: Matrix, rows: int, what: str, device: torch.device | str, start: int = 0
+) -> Iterator[tuple[slice, Tensor]]:
+    """As `blocks`, for rows from `start` on, each block a float64 tensor on `device`."""
+    for where, block in _slices(values, rows, start):
+        _check(block.shape, what)
+        tensor = torch.from_numpy(np.ascontiguousarray(block)).to(device).double()
+        if not tensor.isfinite().all():
+            raise _not_finite(what)
+        yield where, tensor
+
+
+def _slices(values: Matrix, rows: int, start: int = 0) -> Iterator[tuple[slice, np.ndarray]]:
     for first in range(start, max(len(values), start + 1), rows):
         where = slice(first, min(first + rows, len(values)))
-        yield where, float64_matrix(values[where], what)
+        yield where, values[where]
+
+
+def _check(shape: tuple[int, ...], what: str) -> None:
+    if len(shape) != 2 or 0 in shape:
+        raise BenchError(f"{what}: expected a matrix [images, dimensions], got shape {list(shape)}")
+
+
+def _not_finite(what: str) -> BenchError:
+    return BenchError(f"{what}: not finite; the images come from a diverged model or are damaged")

@@ -36,6 +36,15 @@ class Reference:
         return self.pooled.n
 
 
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """reference: the real images; held_out, against: real images and what they are scored against, for the floor."""
+
+    reference: Reference
+    held_out: Features
+    against: Reference
+
+
 def build_reference(chunks: Iterable[Features], keep: int = KEEP, seed: int = 0, data: str = "") -> Reference:
     """Reduce the features of the real images, one or more chunks, in constant memory.
 

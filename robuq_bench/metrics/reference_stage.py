@@ -2,21 +2,19 @@
 
 import argparse
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from robuq_bench import provenance
 from robuq_bench.config.preset import Preset, load_preset, preset_arguments
-from robuq_bench.devices import describe, expect, held_seconds, release, use
+from robuq_bench.devices import describe, expect, held_seconds, use
 from robuq_bench.files import write_json
 from robuq_bench.metrics.adm import AdmFile
-from robuq_bench.metrics.evaluate import floor
+from robuq_bench.metrics.evaluate import evaluate_all
 from robuq_bench.metrics.extractors import load_all
 from robuq_bench.metrics.features import Extractor, Features
-from robuq_bench.metrics.reference import Reference, build_reference, reference_file, save_reference
+from robuq_bench.metrics.reference import Reduced, build_reference, reference_file, save_reference
 from robuq_bench.progress import Bar
 from robuq_bench.train.images import images
 
@@ -40,11 +38,10 @@ def run(args: argparse.Namespace) -> None:
     made = []
     for extractor in load_all(preset.evaluate, device):
         with Bar(f"reference features, {extractor.name}", len(reals)) as bar:
-            reference, score = reals.reduced(told(extractor, bar))
-        save_reference(reference_file(args.reference, extractor.name), reference)
-        made.append(score)
-    release()  # the rest is work for the CPU
-    scores = [score() for score in made]
+            reduced = reals.reduced(told(extractor, bar))
+        save_reference(reference_file(args.reference, extractor.name), reduced.reference)
+        made.append((reduced.held_out, reduced.against))
+    scores = evaluate_all(made, device)
     record = {
         "scores": scores[0],
         "also": scores[1:],
@@ -65,11 +62,11 @@ class OwnImages:
     def __len__(self) -> int:
         return len(self.train) + len(self.held_out)
 
-    def reduced(self, features: Callable[[np.ndarray], Features]) -> tuple[Reference, Callable[[], dict[str, Any]]]:
-        """(the training images as a reference, what scores the held-out ones against it)."""
+    def reduced(self, features: Callable[[np.ndarray], Features]) -> Reduced:
+        """The training images as a reference, and the held-out ones to score against it."""
         chunks = (features(self.train.images[start : start + CHUNK]) for start in range(0, len(self.train), CHUNK))
         reference = build_reference(chunks, data=self.digest)
-        return reference, partial(floor, features(self.held_out.images), reference)
+        return Reduced(reference, features(self.held_out.images), reference)
 
 
 def told(extractor: Extractor, bar: Bar) -> Callable[[np.ndarray], Features]:

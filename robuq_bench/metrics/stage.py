@@ -8,10 +8,10 @@ import numpy as np
 
 from robuq_bench import provenance
 from robuq_bench.config.preset import load_preset, preset_arguments
-from robuq_bench.devices import describe, expect, held_seconds, release, use
+from robuq_bench.devices import describe, expect, held_seconds, use
 from robuq_bench.errors import BenchError
 from robuq_bench.files import sha256_file, write_json
-from robuq_bench.metrics.evaluate import evaluate
+from robuq_bench.metrics.evaluate import evaluate_all
 from robuq_bench.metrics.extractors import load_all
 from robuq_bench.metrics.features import Extractor, Features
 from robuq_bench.metrics.reference import load_reference, reference_file
@@ -45,9 +45,8 @@ def run(args: argparse.Namespace) -> None:
     device = use(preset.device, preset.threads, urgent=True)
     with together(device) as world:
         found = extract(args, samples.images, load_all(preset.evaluate, device), world)
-        release()  # the rest is work for the CPU
         if world.leads:
-            scores = [evaluate(*pair) for pair in zip(found, references, strict=True)]
+            scores = evaluate_all(list(zip(found, references, strict=True)), device)
             write(args, samples, scores, preset.device)
 
 

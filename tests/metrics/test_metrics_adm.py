@@ -47,7 +47,7 @@ def adm(tmp_path, arrays):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_distances_are_to_the_moments_and_the_rest_to_the_images(adm, arrays, extractor, rng, save):
-    reference, _ = adm(save).reduced(extractor.features)
+    reference = adm(save).reduced(extractor.features).reference
     fake = extractor.features(rng.integers(0, 200, (80, 8, 8, 3), dtype=np.uint8))
     row = evaluate(fake, reference)
     assert row["FD"] == frechet_distance(moments(fake.pooled), AdmFile(adm().path).pooled)
@@ -59,9 +59,9 @@ def test_distances_are_to_the_moments_and_the_rest_to_the_images(adm, arrays, ex
 
 def test_the_floor_is_half_of_the_images_against_the_other(adm, extractor, images):
     """No image may be compared with itself."""
-    reference, score = adm().reduced(extractor.features)
-    floor = score()
-    first_half = replace(reference, kept=extractor.features(images[:50]).pooled)
+    reduced = adm().reduced(extractor.features)
+    floor = evaluate(reduced.held_out, reduced.against)
+    first_half = replace(reduced.reference, kept=extractor.features(images[:50]).pooled)
     expected = evaluate(extractor.features(images[50:]), first_half)
     for name in ("FD", "sFD", "IS", "KID", "precision", "recall"):
         assert floor[name] == pytest.approx(expected[name], rel=1e-6), name
@@ -69,7 +69,7 @@ def test_the_floor_is_half_of_the_images_against_the_other(adm, extractor, image
 
 
 def test_survives_the_disk(adm, extractor, tmp_path):
-    reference, _ = adm().reduced(extractor.features)
+    reference = adm().reduced(extractor.features).reference
     save_reference(tmp_path / "r.safetensors", reference)
     loaded = load_reference(tmp_path / "r.safetensors", extractor.source, AdmFile(adm().path).digest)
     assert loaded.n is None
