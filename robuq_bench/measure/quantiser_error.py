@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> None:
     _, held_out = examples(preset)
     held_out = held_out.first(IMAGES)
     device = use(preset.device, preset.threads)
-    rows = list(compare(model.to(device).eval(), held_out, device))
-    full_precision, _ = held_out_loss(model, held_out, device)
+    rows = list(compare(model.eval(), held_out, device))
+    full_precision, _ = held_out_loss(model.to(device), held_out, device)
     record = {
         "name": "quantizer_error",
         "title": "Activation quantisers on the trained model",
@@ -90,13 +90,13 @@ def compare(model: nn.Module, held_out: Examples, device: str) -> Iterator[dict[
     """A row per quantiser and bit-width: error of the block linears' inputs, and the loss it leads to.
 
     Weights stay in full precision and every block linear is rotated as in RobuQ, so that nothing but the
-    activation quantiser differs.
+    activation quantiser differs. `model` is on the CPU, where models are converted, and stays there.
     """
     with Bar("activation quantisers", len(SETTINGS) * len(BITS)) as bar:
         for name, spec in SETTINGS.items():
             for bits in BITS:
                 probed = convert(copy.deepcopy(model), activations_only(spec, bits), _bits(model, spec, bits), 0)
-                with torch.no_grad(), _Errors(probed) as errors:
+                with torch.no_grad(), _Errors(probed.to(device)) as errors:
                     value, _ = held_out_loss(probed, held_out, device)
                 bar.advance()
                 yield {

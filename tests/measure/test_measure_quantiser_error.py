@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from robuq_bench.data import ImageSet
 from robuq_bench.measure.quantiser_error import BITS, SETTINGS, compare, sentence
@@ -36,6 +37,13 @@ def test_errors_on_rotated_inputs_are_near_those_on_normal_rows(rows):
     for bits in BITS:
         assert found["Gaussian mid-rise", bits] < found["Gaussian mid-tread", bits] < found["absmax", bits]
     assert found["min-max", 2] > 1.5 * found["Gaussian mid-rise", 2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_finds_the_same(denoiser, held_out, rows):
+    for row, expected in zip(compare(denoiser(), held_out, "cuda"), rows, strict=True):
+        assert row["relative_mse"] == pytest.approx(expected["relative_mse"], rel=0.02)
 
 
 def test_more_bits_lose_less(rows):
