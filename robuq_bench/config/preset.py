@@ -142,6 +142,7 @@ class Preset(Model):
     extra_seeds: tuple[NonNegative, ...] | None = Field(
         None, min_length=1, description="of all other rows (full table, ablations); null: the same"
     )
+    seeded: tuple[str, ...] = Field((), description="of the other rows, recipe/variant: those that get `seeds` too")
     rows: tuple[Annotated[str, StringConstraints(pattern=r"^[^/]+/W[\d.]+A\d+$")], ...] = Field(
         min_length=1, description="recipe/variant, in table order"
     )
@@ -184,7 +185,8 @@ class Preset(Model):
 
     def seeds_of(self, row: str) -> tuple[int, ...]:
         """Training seeds of "recipe/variant"."""
-        return self.seeds if row in self.rows or self.extra_seeds is None else self.extra_seeds
+        all_seeds = self.extra_seeds is None or row in (*self.rows, *self.seeded)
+        return self.seeds if all_seeds else self.extra_seeds
 
 
 def load_preset(name: str, changes: str = "", folder: Path = FOLDER) -> Preset:

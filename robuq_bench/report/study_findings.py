@@ -12,6 +12,7 @@ from robuq_bench.report.rows import Row
 from robuq_bench.report.study import Study, budgets, device_seconds, steps
 from robuq_bench.report.verdict import Finding, Measured, Verdict, judge, normality, scores, stability
 
+LISTED = 8  # rows by name that a study which was cut lacks
 WORDS = {
     "holds": ("holds", "hold"),
     "does not hold": ("does not hold", "do not hold"),
@@ -37,11 +38,13 @@ def headline(found: Sequence[Verdict]) -> str:
 
 
 def cut_short(study: Study) -> str:
-    """What was not run; "" of a whole study."""
+    """What was not run, the first `LISTED` rows by name; "" of a whole study."""
     if not study.left_out:
         return ""
-    listed = "; ".join(f"{row}: {why}" for row, why in study.left_out.items())
-    return f"This study was cut: {len(study.left_out)} rows are missing or lack a seed ({listed})."
+    named = [f"{row}: {why}" for row, why in study.left_out.items()]
+    count, more = len(named), len(named) - LISTED
+    listed = "; ".join(named[:LISTED]) + (f"; and {more} more" if more > 0 else "")
+    return f"This study was cut: {count} {'row is missing or lacks' if count == 1 else 'rows are missing or lack'} a seed ({listed})."
 
 
 def measured_text(measured: Measured) -> str:

@@ -162,6 +162,8 @@ def test_outside_a_checkout(tmp_path, monkeypatch, refused):
 def test_rows_outside_the_preset_may_have_seeds_of_their_own():
     preset = load_preset("quick", "seeds=[0,1,2],extra_seeds=[0]")
     assert preset.seeds_of("robuq/W1.58A2") == (0, 1, 2) and preset.seeds_of("terdit/W1.58A32") == (0,)
+    seeded = load_preset("quick", "seeds=[0,1,2],extra_seeds=[0],seeded=[terdit/W1.58A32]")
+    assert seeded.seeds_of("terdit/W1.58A32") == (0, 1, 2) and seeded.seeds_of("plain_qat/W4A4") == (0,)
     assert load_preset("quick", "seeds=[0,1]").seeds_of("terdit/W1.58A32") == (0, 1)
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -18,6 +19,7 @@ from robuq_bench.report.plots import Curve
 from robuq_bench.report.records import Ablation
 from robuq_bench.report.study import Study, budgets, device_seconds, read_study, without_budget
 from robuq_bench.report.study_collect import POINTS, thinned
+from robuq_bench.report.study_findings import cut_short
 from robuq_bench.report.study_markdown import MARKS, insert
 from robuq_bench.report.study_plots import Point, budget_groups, front, kernel_points, on_engine
 
@@ -320,7 +322,15 @@ def test_a_whole_study_is_asked_for_unless_said_otherwise(lab, second, capsys):
     assert [row.key for row in study.rows] == ROWS[:2] and study.left_out == {"beta/W1.58A2": "not run"}
     assert report() == 0
     for name in ("study.html", "study.md"):
-        assert "1 rows are missing or lack a seed (beta/W1.58A2: not run)" in (lab.root / name).read_text()
+        assert "1 row is missing or lacks a seed (beta/W1.58A2: not run)" in (lab.root / name).read_text()
+
+
+def test_a_long_list_of_missing_rows_is_shortened(study):
+    left_out = {f"row{k}/W1.58A2": "not run" for k in range(20)}
+    text = cut_short(replace(study, left_out=left_out))
+    assert text.startswith("This study was cut: 20 rows are missing or lack a seed (row0/W1.58A2: not run; row1")
+    assert text.endswith("row7/W1.58A2: not run; and 12 more).")
+    assert cut_short(replace(study, left_out={})) == ""
 
 
 def test_records_without_weights_and_images_are_enough(lab, second):
