@@ -44,7 +44,8 @@ def cut_short(study: Study) -> str:
     named = [f"{row}: {why}" for row, why in study.left_out.items()]
     count, more = len(named), len(named) - LISTED
     listed = "; ".join(named[:LISTED]) + (f"; and {more} more" if more > 0 else "")
-    return f"This study was cut: {count} {'row is missing or lacks' if count == 1 else 'rows are missing or lack'} a seed ({listed})."
+    verbs = "row is missing or lacks" if count == 1 else "rows are missing or lack"
+    return f"This study was cut: {count} {verbs} a seed ({listed})."
 
 
 def measured_text(measured: Measured) -> str:

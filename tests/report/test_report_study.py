@@ -3,7 +3,6 @@
 import base64
 import io
 import shutil
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -327,10 +326,10 @@ def test_a_whole_study_is_asked_for_unless_said_otherwise(lab, second, capsys):
 
 def test_a_long_list_of_missing_rows_is_shortened(study):
     left_out = {f"row{k}/W1.58A2": "not run" for k in range(20)}
-    text = cut_short(replace(study, left_out=left_out))
+    text = cut_short(study.model_copy(update={"left_out": left_out}))
     assert text.startswith("This study was cut: 20 rows are missing or lack a seed (row0/W1.58A2: not run; row1")
     assert text.endswith("row7/W1.58A2: not run; and 12 more).")
-    assert cut_short(replace(study, left_out={})) == ""
+    assert cut_short(study.model_copy(update={"left_out": {}})) == ""
 
 
 def test_records_without_weights_and_images_are_enough(lab, second):
