@@ -89,6 +89,6 @@ def _latencies(study: Study, kernels: Kernels | None, table: ForwardTable | None
 
 def _strips(study: Study) -> list[tuple[str, str | None, str]]:
     """(name, PNG as a data URI or None, reason why there is none) of real images and of every row that has a strip."""
-    names = {row.key: (row.name, row.reason) for row in study.rows} | {"": ("Real, held out", "")}
-    shown = [(*names[key], png) for key, png in study.strips.items() if key in names]
+    names = {"": ("Real, held out", "")} | {row.key: (row.name, row.reason) for row in study.rows}
+    shown = [(*name, study.strips[key]) for key, name in names.items() if key in study.strips]
     return [(name, f"data:image/png;base64,{png}" if png else None, reason) for name, reason, png in shown]

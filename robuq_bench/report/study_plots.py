@@ -15,6 +15,7 @@ from robuq_bench.report.study import Study, steps, without_budget
 from robuq_bench.report.verdict import scores
 
 BLOCK = ("qkv", "proj", "fc1", "fc2")
+FLOOR = "real images (floor)"
 IMAGES, TOKENS = 64, 16384  # of 256 tokens each
 BF16_FORWARD, BF16_PRODUCT = "bf16 compiled", "torch.mm bf16"  # as the engine's records call them
 
@@ -140,9 +141,10 @@ def latency(study: Study, points: Sequence[Point], extractor: str, how: tuple[st
         axes.plot([p.x for p in changed], [p.y for p in changed], ".", color=INK, alpha=0.35)
         for point in (point for point in points if not point.row.changes):
             axes.plot(point.x, point.y, "o", color=paint[point.row.method])
-            place = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 7}
+            below = point.bits.endswith("*")  # two rows of the same average may all but coincide
+            place = {"xytext": (5, -10 if below else 4), "textcoords": "offset points", "fontsize": 7}
             axes.annotate(point.bits, (point.x, point.y), **place)
-        _levels(axes, study, extractor)
+        level(axes, FLOOR, getattr(study.floor_of(extractor), METRIC), ":")
         axes.margins(x=0.12)
         axes.set(xlabel=axis, ylabel=f"{named(METRIC, extractor)} (lower is better)", title=title)
         keys = [Line2D([], [], color=colour, linestyle="", marker="o", label=key) for key, colour in paint.items()]
@@ -170,7 +172,7 @@ def _method(row: Row) -> str:
 def _levels(axes, study: Study, extractor: str) -> list[float]:
     """Lines of full precision and of real images; their heights."""
     floor = getattr(study.floor_of(extractor), METRIC)
-    level(axes, "real images (floor)", floor, ":")
+    level(axes, FLOOR, floor, ":")
     heights = [floor]
     for row in study.rows:
         if not row.quantised and (values := [*scores(row, extractor).values()]):
