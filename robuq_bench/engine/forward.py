@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robuq_bench.engine.adaln import KernelModulations, ReferenceModulations
-from robuq_bench.engine.kernels.attention import attention, faster
+from robuq_bench.engine.kernels.attention import Shape, attention, chosen
+from robuq_bench.engine.kernels.conditioning import Embedders, condition
+from robuq_bench.engine.kernels.last import last_linear
 from robuq_bench.engine.layers import KernelLinear, ReferenceLinear
 from robuq_bench.engine.layout import EMBEDDER, TIME_CHANNELS
 from robuq_bench.engine.packed import Stored
@@ -54,6 +56,8 @@ class Forward:
         self.notes = (GPU_NOTES + BF16_ATTENTION * eight_bits) if gpu else ()
         self.beside = Beside() if gpu else InOrder()
         self._outer(stored.rest, device)
+        self.condition = partial(condition, embedders=self.embedders) if gpu else self._condition
+        self.images = self._images_on_gpu if gpu else self._images
 
     def _outer(self, rest: dict[str, Tensor], device: torch.device) -> None:
         """Take over everything outside the blocks' linears."""
@@ -65,11 +69,12 @@ class Forward:
             return take(f"{path}.weight", dtype), take(f"{path}.bias", dtype)
 
         half = TIME_CHANNELS // 2
-        self.frequencies = torch.exp(-log(LAST_PERIOD) * torch.arange(half) / (half - 1)).to(device)
-        self.time = [linear(f"{EMBEDDER}.timestep_embedder.linear_{i}") for i in (1, 2)]
+        frequencies = torch.exp(-log(LAST_PERIOD) * torch.arange(half) / (half - 1)).to(device)
+        first, second = (linear(f"{EMBEDDER}.timestep_embedder.linear_{i}") for i in (1, 2))
         labels = take(f"{EMBEDDER}.class_embedder.embedding_table.weight")
-        labels = labels + self.time[1][1]  # the bias of the second linear, so that nobody need add it each time
-        self.labels = F.pad(labels, (0, 0, 0, 1), value=torch.nan)  # where labels out of range end up
+        labels = labels + second[1]  # the bias of the second linear, so that nobody need add it each time
+        labels = F.pad(labels, (0, 0, 0, 1), value=torch.nan)  # where labels out of range end up
+        self.embedders = Embedders(frequencies, *first, second[0], labels)
         weight, bias = linear("pos_embed.proj")
         positions = get_2d_sincos_pos_embed(len(bias), self.side, base_size=self.side, output_type="pt")
         self.embed = weight.flatten(1).T.to(self.dtype)
@@ -78,30 +83,25 @@ class Forward:
         self.last = linear("proj_out_2")
 
     def __call__(self, x: Tensor, time: Tensor, labels: Tensor) -> Tensor:
-        conditioning = F.silu(self._condition(time, labels))
         with self.beside() as tokens_made:
             hidden = self._tokens(x)
-        modulations = self.modulations(conditioning)
+        conditioning = self.condition(time, labels)
+        modulations = self.modulations(conditioning, self.beside)
         with self.beside() as last_made:
             last = self._last_linear(conditioning)
         tokens_made()
-        for block, modulation in zip(self.blocks, modulations, strict=True):
-            hidden = self._block(block, hidden, modulation)
+        for i, (block, modulation) in enumerate(zip(self.blocks, modulations, strict=True)):
+            hidden = self._block(block, hidden, modulation, settled=i > 0)
         last_made()
-        return self._images(hidden, *last)
+        return self.images(hidden, *last)
 
     def _condition(self, time: Tensor, labels: Tensor) -> Tensor:
-        """[B, width]."""
-        with self.beside() as embedded:
-            embedding = self.labels[labels.clamp(-1, len(self.labels) - 1)]
-        angle, half = time[:, None] * self.frequencies, len(self.frequencies)
-        waves = self.labels.new_empty(len(time), 2 * half)
-        torch.cos(angle, out=waves[:, :half])
-        torch.sin(angle, out=waves[:, half:])
-        first, (second, _) = self.time  # the second one's bias is in the embedding
-        hidden = F.silu(F.linear(waves, *first))
-        embedded()
-        return torch.addmm(embedding, hidden, second.T)
+        """[B, width], SiLU applied."""
+        own = self.embedders
+        angle = time[:, None] * own.frequencies
+        hidden = F.silu(F.linear(torch.cat([angle.cos(), angle.sin()], -1), own.first, own.bias))
+        embedding = own.embedding[labels.clamp(-1, len(own.embedding) - 1)]
+        return F.silu(torch.addmm(embedding, hidden, own.second.T))
 
     def _tokens(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B T, width]."""
@@ -111,36 +111,37 @@ class Forward:
         embed, position = (part.expand(batch, -1, -1) for part in (self.embed, self.position))
         return torch.baddbmm(position, pixels, embed).flatten(0, 1)
 
-    def _block(self, block: dict, hidden: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
-        """One transformer block; hidden [B T, width], modulation six times [B, width]."""
+    def _block(self, block: dict, hidden: Tensor, modulation: tuple[Tensor, ...], settled: bool) -> Tensor:
+        """One transformer block; hidden [B T, width], modulation six times [B, width], settled: made long before."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation
-        qkv = block["qkv"](hidden, modulation=(scale, shift), epsilon=EPSILON_ATTENTION)
+        qkv = block["qkv"](hidden, modulation=(scale, shift), settled=settled, epsilon=EPSILON_ATTENTION)
         mixed = self.attend(qkv, images=len(gate))
         hidden = block["proj"](mixed, epilogue="gate", gate=gate, residual=hidden)
-        inner = block["fc1"](hidden, modulation=(scale_mlp, shift_mlp), epsilon=EPSILON_MLP, epilogue="gelu")
+        mlp = {"modulation": (scale_mlp, shift_mlp), "settled": True, "epsilon": EPSILON_MLP}
+        inner = block["fc1"](hidden, **mlp, epilogue="gelu")
         return block["fc2"](inner, epilogue="gate", gate=gate_mlp, residual=hidden)
 
     def _last_linear(self, conditioning: Tensor) -> tuple[Tensor, Tensor]:
-        """(weight [B, width, outputs], bias [B, outputs]) of the last linear with each image's modulation in it:
+        """(weight [B, outputs, width], bias [B, outputs]) of the last linear with each image's modulation in it:
 
         (n (1 + s) + t) W^T = n ((1 + s) W)^T + t W^T.
         """
         weight, bias = self.last
         shift, scale = F.linear(conditioning.to(self.dtype), *self.last_modulation).to(weight.dtype).chunk(2, -1)
         own = torch.addcmul(weight, weight, scale[:, None]).to(self.dtype)
-        return own.transpose(1, 2), F.linear(shift, weight, bias)
+        return own, F.linear(shift, weight, bias)
 
     def _images(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """[B T, width] -> [B, C, H, W]: LayerNorm, then the modulated last linear."""
         batch, side, patch = len(bias), self.side, self.patch
         normal = F.layer_norm(hidden, hidden.shape[-1:], eps=EPSILON_OUT).view(batch, side * side, -1)
-        out, bias = (
-            part.view(batch, size, size, patch, patch, -1).permute(0, 5, 1, 3, 2, 4)
-            for part, size in ((torch.bmm(normal, weight), side), (bias, 1))
-        )
-        pixels = bias.new_empty(out.shape)
-        torch.add(out, bias, out=pixels)  # which also puts them in order
-        return pixels.view(batch, -1, side * patch, side * patch)
+        out = torch.baddbmm(bias[:, None], normal, weight.transpose(1, 2))
+        patches = out.view(batch, side, side, patch, patch, -1).permute(0, 5, 1, 3, 2, 4)
+        return patches.reshape(batch, -1, side * patch, side * patch)
+
+    def _images_on_gpu(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The same in one kernel."""
+        return last_linear(hidden, weight, bias, self.patch, EPSILON_OUT)
 
 
 def _attend(operands: Callable[..., Tensor], qkv: Tensor, images: int, heads: int) -> Tensor:
@@ -151,8 +152,7 @@ def _attend(operands: Callable[..., Tensor], qkv: Tensor, images: int, heads: in
 
 
 def _attend_on_gpu(operands: Callable[..., Tensor], qkv: Tensor, images: int, heads: int) -> Tensor:
-    """The same by the engine's kernel, for as few images as that one is faster with."""
-    tokens, dim = len(qkv) // images, qkv.shape[1] // 3 // heads
-    if faster(images, tokens, heads, dim, qkv.device):
-        return attention(qkv, images, heads)
-    return _attend(operands, qkv, images, heads)
+    """The same by a kernel of the engine, where one is faster."""
+    shape = Shape(len(qkv) // images, heads, qkv.shape[1] // 3 // heads)
+    kernel = chosen(images, shape, qkv.device)
+    return attention(qkv, images, heads, kernel) if kernel else _attend(operands, qkv, images, heads)

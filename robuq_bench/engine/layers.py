@@ -1,8 +1,9 @@
 """A quantised linear of the deployed model, twice: in exact integers with torch alone, and on the GPU kernels.
 
-Both are called as layer(x, modulation=, epsilon=, epilogue=, gate=, residual=) on tokens x [m, inputs] and give
-[m, outputs]. modulation = (scale, shift), each [images, inputs]: LayerNorm without affine, then (1 + scale) . + shift,
-first. epilogue: "none"; "gelu" (tanh form); "gate", gate[image] * y + residual with gate [images, outputs].
+Both are called as layer(x, modulation=, settled=, epsilon=, epilogue=, gate=, residual=) on tokens x [m, inputs] and
+give [m, outputs]. modulation = (scale, shift), each [images, inputs]: LayerNorm without affine, then (1 + scale) . +
+shift, first; settled: made long before (see `rotate_quantize`). epilogue: "none"; "gelu" (tanh form); "gate",
+gate[image] * y + residual with gate [images, outputs].
 """
 
 import torch
@@ -44,6 +45,7 @@ class ReferenceLinear:
         x: Tensor,
         *,
         modulation: Modulation | None = None,
+        settled: bool = False,
         epsilon: float = 1e-6,
         epilogue: str = "none",
         gate: Tensor | None = None,
@@ -82,6 +84,7 @@ class KernelLinear:
         x: Tensor,
         *,
         modulation: Modulation | None = None,
+        settled: bool = False,
         epsilon: float = 1e-6,
         epilogue: str = "none",
         gate: Tensor | None = None,
@@ -93,6 +96,7 @@ class KernelLinear:
             self.bits,
             pre="none" if modulation is None else "modulate",
             modulation=modulation,
+            settled=settled,
             down=self.down,
             center=self.center,
             levels=self.levels,

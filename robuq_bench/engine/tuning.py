@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from robuq_bench import provenance
-from robuq_bench.engine.kernels import choice, jit
+from robuq_bench.engine.kernels import attention, choice, jit
 from robuq_bench.engine.kernels.choice import Choice, Shape
 from robuq_bench.engine.kernels.packing import UNIT
 from robuq_bench.engine.kernels.tune import tune
@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> None:
         LOG.info(line)
         print(line)
     print(f"{sum(each.seconds for each in chosen):.1f} s of choosing, kept in {choice.path(device)}")
+    for batch in sorted(set(args.batch)):
+        print(f"attention of {batch} images: {attention.explain(batch, attention_shape(card), device)}")
     if args.out:
         facts = {name: value for name, value in choice.key(device).items() if name != "device"}
         record = provenance.collect(torch.cuda.get_device_name(device), **facts)
@@ -61,6 +63,11 @@ def shapes(card: Card, batches: Sequence[int]) -> list[Shape]:
     }
     rows = sorted({choice.bucket(batch * tokens) for batch in batches})
     return [Shape(m, *linear) for m in rows for linear in sorted(linears)]
+
+
+def attention_shape(card: Card) -> attention.Shape:
+    model = card.model
+    return attention.Shape((card.shape.size // model.patch) ** 2, model.heads, model.width // model.heads)
 
 
 def describe(chosen: Choice) -> str:

@@ -1,8 +1,11 @@
 """Packing of the adaLN linears, on the CPU."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
+from robuq_bench.engine import adaln as engine_adaln
 from robuq_bench.engine.kernels import AdalnLayer, adaln, block_rotation, pack_adaln, packing
 from robuq_bench.errors import BenchError
 
@@ -64,3 +67,29 @@ def test_weights_that_are_not_ternary_are_refused():
     wrong.ternary[3, 5] = 2
     with pytest.raises(BenchError, match="-1, 0 and"):
         pack_adaln([wrong])
+
+
+def test_the_first_block_waits_for_its_own_modulations_alone(monkeypatch):
+    """Those of the others are made beside it, and waited for before the second block."""
+    events = []
+
+    @contextmanager
+    def beside():
+        events.append("beside")
+        yield lambda: events.append("wait")
+        events.append("back")
+
+    def made(conditioning, stack, share=1):
+        events.append((len(stack.records), share))
+        return stack.records[:, :1, :12].float()
+
+    monkeypatch.setattr(engine_adaln, "modulations", made)
+    own = object.__new__(engine_adaln.KernelModulations)
+    own.stack = pack_adaln([layer(192, 256, seed) for seed in range(3)])
+    blocks = own(torch.zeros(engine_adaln.FEW, 256), beside)
+    assert events == ["beside", (2, engine_adaln.SHARE), "back", (1, 1)]
+    assert len(next(blocks)) == 6 and not events[4:]
+    rest = list(blocks)
+    assert events[4:] == ["wait"] and torch.equal(torch.cat(rest[1], -1), own.stack.records[2, :1, :12].float())
+    many = own(torch.zeros(engine_adaln.FEW + 1, 256), beside)
+    assert events[5:] == [(3, 1)] and len(list(many)) == 3

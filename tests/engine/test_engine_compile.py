@@ -9,8 +9,10 @@ from robuq_bench.engine.kernels import (
     adaln,
     block_rotation,
     choice,
+    conditioning,
     gemm,
     jit,
+    last,
     modulations,
     packing,
     rotate_quantize,
@@ -45,6 +47,7 @@ def compiler(tmp_path, monkeypatch):
         ("sm_90a", StreamTile(3, 1, 9, 3, turns=True)),
         ("sm_90a", SingleTile(128, 2, 1)),
         ("sm_90a", SingleTile(64, 1, 3)),
+        ("sm_90a", SingleTile(64, 1, 3, 3)),
     ],
 )
 def test_gemm_compiles(compiler, arch, tile, epilogue):
@@ -56,6 +59,16 @@ def test_gemm_compiles(compiler, arch, tile, epilogue):
 @pytest.mark.parametrize(("rows", "columns", "rank", "center"), [(36, 32, True, False), (9, 128, False, True)])
 def test_adaln_compiles(compiler, arch, rows, columns, rank, center):
     source, macros = adaln.source_and_macros(rows, columns, 4, rank, center, True, 4, 2)
+    assert jit.compile_cubin(source, arch, macros).startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize(
+    ("kernel", "sizes"),
+    [(conditioning, (1152, 256)), (conditioning, (128, 128)), (last, (1152, 32, 2)), (last, (384, 64, 4))],
+)
+def test_what_is_outside_the_blocks_compiles(compiler, arch, kernel, sizes):
+    source, macros = kernel.source_and_macros(*sizes)
     assert jit.compile_cubin(source, arch, macros).startswith(b"\x7fELF")
 
 

@@ -72,7 +72,8 @@ def test_every_linear_agrees_with_the_reference(path, size, row):
         y = mine.blocks[0][kind](x.cuda(), **moved)
         assert error(y, reference.blocks[0][kind](x.float(), **whole)) < 0.025, kind
     conditioning = torch.nn.functional.silu(random(2, width)).float()
-    for got, wanted in zip(mine.modulations(conditioning.cuda()), reference.modulations(conditioning), strict=True):
+    made = mine.modulations(conditioning.cuda(), mine.beside), reference.modulations(conditioning, reference.beside)
+    for got, wanted in zip(*made, strict=True):
         assert all(error(g, w) < 0.02 for g, w in zip(got, wanted, strict=True))
 
 

@@ -63,6 +63,16 @@ def test_integers_equal_int64_at_random_shapes(m, n, bits, seed):
     check_integers(m, n, 384, bits, *operands(m, n, 384, bits, seed))
 
 
+@pytest.mark.parametrize(
+    ("k", "bits", "tile"), [(1152, 2, SingleTile(64, 1, 3, 3)), (4608, 3, SingleTile(64, 1, 1, 36))]
+)
+def test_integers_whatever_the_pieces_of_k(k, bits, tile):
+    codes, ternary = operands(333, 200, k, bits, k)
+    x = pack_activation(codes, bits, torch.ones(333, device="cuda"), shift=0.0)
+    weight = pack_weight(ternary, torch.ones(200, device="cuda"))
+    assert torch.equal(exact_integers(x, weight, tile), integer_product(codes, ternary))
+
+
 @pytest.mark.parametrize("value", [-1, 1])
 @pytest.mark.parametrize("bits", [1, 4])
 def test_integers_of_extreme_codes(value, bits):

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 def without_gpu(monkeypatch):
     """The kernels replaced by what they compute, in float32 and float64."""
 
-    def rotate_quantize(x, rotation, bits, *, down, **options):
+    def rotate_quantize(x, rotation, bits, *, down, settled, **options):
         found = rotate_quantize_reference(x, rotation, bits, **options)
         offset = found["offset"] if options["center"] else None
         shift = -(2**bits - 1) / 2 if options["levels"] == "midrise" else -(2.0 ** (bits - 1))

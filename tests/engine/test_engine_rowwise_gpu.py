@@ -81,10 +81,17 @@ def check(m, width, bits, pre, kind, images=1, **options):
     [
         (64, 1152, 2, "none", {}),
         (1001, 1152, 2, "modulate", {}),
+        (600, 1152, 2, "none", {}),
+        (512, 1152, 2, "modulate", {"images": 4}),
+        (260, 1152, 3, "modulate", {"images": 1}),
         (1000, 1152, 4, "modulate", {"center": True, "images": 2}),
         (33, 1152, 1, "gelu", {}),
         (77, 4608, 2, "none", {}),
         (65, 4608, 4, "gelu", {"center": True}),
+        (600, 4608, 2, "none", {}),  # one batch of tokens a block; then more
+        (2100, 4608, 2, "gelu", {}),
+        (3001, 4608, 2, "none", {}),
+        (4200, 4608, 4, "none", {}),
         (20, 4608, 3, "modulate", {"images": 2}),
         (7, 128, 2, "none", {}),
         (19, 384, 1, "none", {}),
@@ -172,3 +179,15 @@ def test_operands_that_do_not_fit_are_refused():
     with pytest.raises(BenchError, match="distance between rows"):
         wide = torch.zeros(4, 2304, device="cuda").bfloat16()
         rotate_quantize(x, turn, 2, pre="modulate", modulation=(x, wide[:, :1152]))
+
+
+@pytest.mark.parametrize(("m", "width", "pre"), [(512, 1152, "modulate"), (66, 1152, "none"), (512, 4608, "none")])
+def test_a_modulation_read_early_changes_no_bit(m, width, pre):
+    x, modulation, down = operands(m, width, pre, images=2)
+    turn = rotation(width, "full")
+    same = {"pre": pre, "modulation": modulation, "down": pack_down(down, turn, pre)}
+    expected = rotate_quantize(x, turn, 2, **same)
+    torch.cuda.synchronize()  # the modulation is settled
+    mine = rotate_quantize(x, turn, 2, settled=True, out=poison(rotate_quantize(x, turn, 2, **same)), **same)
+    assert torch.equal(unpack_activation(mine), unpack_activation(expected))
+    assert torch.equal(mine.down, expected.down) and torch.equal(mine.step, expected.step)

@@ -14,7 +14,7 @@ Rows of `planes` and `up` are permuted inside each group of 16: row i of the fir
 import ctypes
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import pi, sqrt
 
 import torch
@@ -71,6 +71,11 @@ class AdalnStack:
     bits: int
     levels: str
     center: bool
+
+    def __getitem__(self, layers: slice) -> "AdalnStack":
+        """Some of the layers, not copied."""
+        down = None if self.down is None else self.down[layers]
+        return replace(self, records=self.records[layers], signs=self.signs[layers], down=down)
 
 
 def pack_adaln(
@@ -156,9 +161,12 @@ def _kernels(
     return jit.Kernel(cubin, "quantise", 0, device), jit.Kernel(cubin, "product", parts * stages * record, device)
 
 
-def _rings(batch: int, record: int, device: torch.device) -> tuple[int, int]:
-    """(parts, stages) of the product's blocks: more warps for more vectors, else more records in flight."""
-    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin - 2048
+def _rings(batch: int, record: int, share: int, device: torch.device) -> tuple[int, int]:
+    """(parts, stages) of the product's blocks: more warps for more vectors, else more records in flight.
+
+    With a share of the multiprocessors, half of their shared memory, so that other kernels' blocks fit beside.
+    """
+    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin // (1 if share == 1 else 2) - 2048
     parts = 4 if batch > 8 else 2
     stages = min(4, shared // (parts * record))
     if not stages:
@@ -166,11 +174,12 @@ def _rings(batch: int, record: int, device: torch.device) -> tuple[int, int]:
     return parts, stages
 
 
-def modulations(conditioning: Tensor, stack: AdalnStack, out: Tensor | None = None) -> Tensor:
+def modulations(conditioning: Tensor, stack: AdalnStack, out: Tensor | None = None, share: int = 1) -> Tensor:
     """Every layer's modulation of every vector: bfloat16 [layers, batch, n], on torch's current stream.
 
     conditioning: [batch, k], bfloat16 or float32, the input of the linears (SiLU already applied). Each vector is
     rotated with the layer's signs, quantised and multiplied, the integer part exactly. `out`, if given, is overwritten.
+    share: one multiprocessor of so many does it, so that other kernels can run meanwhile.
     Raises BenchError on operands that do not fit, no GPU, or one older than sm_80.
     """
     device = conditioning.device
@@ -185,12 +194,12 @@ def modulations(conditioning: Tensor, stack: AdalnStack, out: Tensor | None = No
     out = torch.empty(shape, dtype=torch.bfloat16, device=device) if out is None else out
     if out.shape != shape or out.dtype != torch.bfloat16 or not out.is_contiguous():
         raise BenchError(f"out must be a contiguous bfloat16 {list(shape)}")
-    if batch:
-        _launch(conditioning, stack, out)
+    if out.numel():
+        _launch(conditioning, stack, out, share)
     return out
 
 
-def _launch(conditioning: Tensor, stack: AdalnStack, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _launch(conditioning: Tensor, stack: AdalnStack, out: Tensor, share: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """Both kernels. Returns what passes between them: planes, (step, offset, code sum), projected vectors."""
     device, layers, batch = conditioning.device, len(stack.records), len(conditioning)
     tiles = -(-batch // 8)
@@ -210,12 +219,12 @@ def _launch(conditioning: Tensor, stack: AdalnStack, out: Tensor) -> tuple[Tenso
         shift=-(2**stack.bits - 1) / 2 if midrise else -(2.0 ** (stack.bits - 1)),
     )
     rows, record = len(stack.mix), stack.records.shape[2]
-    parts, stages = _rings(batch, record, device)
+    parts, stages = _rings(batch, record, share, device)
     same = (rows, stack.columns, stack.bits, stack.down is not None, stack.center)
     floats = conditioning.dtype == torch.float32
     quantise, product = _kernels(*same, floats, parts, stages, record, device)
     quantise(layers * batch, -(-rows // 4) * stack.columns // 32 * 32, arguments)
-    product(torch.cuda.get_device_properties(device).multi_processor_count, parts * 128, arguments)
+    product(torch.cuda.get_device_properties(device).multi_processor_count // share, parts * 128, arguments)
     return planes, vectors, low
 
 

@@ -85,13 +85,18 @@ def candidates(arch: str, n: int, k: int, bits: int, shared: int) -> list[Tile]:
     units = k // 128
     tiles: list[Tile] = []
     if arch == "sm_90a":
-        tiles += [SingleTile(bn, n_split, 1) for bn, n_split in ((64, 1), (128, 1), (128, 2), (256, 4))]
+        tiles += [_single(bn, n_split, units) for bn, n_split in ((64, 1), (128, 1), (128, 2), (256, 4))]
         tiles += [SingleTile(bn, 1, parts) for bn in (64, 128) for parts in (2, 3, 4) if units % parts == 0]
         tiles += [StreamTile(workers, side, 1, 1) for workers, side in ((3, 3), (3, 1), (2, 2), (2, 1), (4, 1))]
         tiles += [StreamTile(3, 1, 1, 1, turns=True)]
     tiles += [MmaTile(bn, 2, 1, 1) for bn in (128, 64)]
     fitted = [_fit(tile, units, bits, shared) for tile in tiles if tile.bn <= -(-n // 128) * 128]
     return [tile for tile in fitted if tile is not None and _possible(tile)]
+
+
+def _single(bn: int, n_split: int, units: int) -> SingleTile:
+    """A long K comes in pieces, so that the first are multiplied while the others are on their way."""
+    return SingleTile(bn, n_split, 1, 4 if units >= 16 and units % 4 == 0 else 1)
 
 
 def _possible(tile: Tile) -> bool:
@@ -124,7 +129,7 @@ def default_tile(arch: str, m: int, n: int, k: int, bits: int, processors: int, 
         if bits == 2 and units <= 16:
             three = replace(three, turns=True)
         streams = [three] if units > 16 or tiles > 40 else [wide, three] if tiles > 15 else [two, three]
-        single = [SingleTile(64, 1, 1), SingleTile(128, 2, 1)]
+        single = [_single(64, 1, units), _single(128, 2, units)]
         at_once = [t for t in single if t.blocks(m, n, processors) <= processors * t.resident(units, bits, shared)]
         order = [*at_once, *streams, *order]
     for tile in order:

@@ -26,7 +26,7 @@ class _Arguments(ctypes.Structure):
 
     _fields_ = (
         [(name, ctypes.c_void_p) for name in POINTERS]
-        + [(name, ctypes.c_int) for name in ("m", "image_tokens")]
+        + [(name, ctypes.c_int) for name in ("m", "image_tokens", "settled")]
         + [("modulation_stride", ctypes.c_longlong)]
         + [(name, ctypes.c_float) for name in ("norm", "unscale", "cell", "epsilon")]
     )
@@ -115,9 +115,10 @@ def team_plan(rows: int, columns: int, pre: str, m: int, image_tokens: int, proc
         return None
     if pre == "modulate" and (columns == 128 or image_tokens % 4):  # a warp has a whole token, a team one image
         return None
+    few = m <= 4 * processors  # a block for every four tokens
     if columns == 32:
-        return TeamPlan(rows, columns, 2, 1, 2)
-    return TeamPlan(rows, columns, 2, 1 if m <= 4 * processors else 2, 1)  # few tokens: a block for every four
+        return TeamPlan(rows, columns, 1, 1, 4) if few else TeamPlan(rows, columns, 2, 1, 2)
+    return TeamPlan(rows, columns, 2, 1 if few else 2, 1)
 
 
 def source_and_macros(
@@ -173,6 +174,7 @@ def rotate_quantize(
     center: bool = False,
     levels: str = "midrise",
     epsilon: float = 1e-6,
+    settled: bool = False,
     out: PackedActivation | None = None,
 ) -> PackedActivation:
     """Quantised and packed tokens of x, bfloat16 [m, width], on torch's current stream.
@@ -181,7 +183,9 @@ def rotate_quantize(
     modulation = (scale, shift), each bfloat16 [images, width], whose rows may lie further apart than `width`. down:
     `pack_down` of the low-rank branch's first factor, applied to the rotated, unquantised token. center: quantise
     around the token's mean (gives `offset`). levels: "midrise" or "midtread". The step is sqrt(pi / 2) * mean|x| times
-    the optimal step for N(0, 1). out: what an earlier call with the same options gave, to be overwritten.
+    the optimal step for N(0, 1). settled: the modulation was made three launches ago or earlier, so that it may be read
+    before the launch before has ended.
+    out: what an earlier call with the same options gave, to be overwritten.
     What precedes the rotation is rounded once: modulated tokens to float16 (|1 + scale| below 1900 keeps them finite),
     GELU to bfloat16. On Hopper the sums over columns of some rotations are rounded to 11 bits: see docs/engine.md.
     The rotation and `down` are constants: no kernel launched just before may write them.
@@ -210,6 +214,7 @@ def rotate_quantize(
         *map(jit.pointer, (*tensors, *outputs)),
         m=m,
         image_tokens=image_tokens,
+        settled=settled,
         modulation_stride=scale.stride(0) // 8 if scale is not None else 0,
         norm=rotation.norm,
         unscale=1 / rotation.norm,

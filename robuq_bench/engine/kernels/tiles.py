@@ -101,6 +101,7 @@ class SingleTile(Tile):
     bn: int
     n_split: int
     k_split: int
+    loads: int = 1  # pieces in which a worker's share of K comes
     bm = 64
     persistent = False
 
@@ -115,7 +116,11 @@ class SingleTile(Tile):
 
     def source(self) -> tuple[str, dict[str, int]]:
         text = jit.read_source("gemm_common.cuh", "gemm_hopper.cuh") + wgmma_source(self.bn // self.n_split)
-        return text + jit.read_source("gemm_tile.cu"), {"NSPLIT": self.n_split, "KSPLIT": self.k_split}
+        return text + jit.read_source("gemm_tile.cu"), {
+            "NSPLIT": self.n_split,
+            "KSPLIT": self.k_split,
+            "LOADS": self.loads,
+        }
 
 
 def wgmma_source(bn: int) -> str:

@@ -82,22 +82,40 @@ __device__ __forceinline__ unsigned scaled(unsigned pair) {
   return bf16_pair(SCALE * low_half(pair), SCALE * high_half(pair));
 }
 
-__device__ void load_channels(const Gemm& p, Channels& channels, int n0, int thread, int threads) {
-  const int padded = (p.n + 127) / 128 * 128;
-  for (int i = thread; i < BN; i += threads) {
-    const bool real = n0 + i < padded;
-    const float alpha = real ? SCALE * p.alpha[n0 + i] : 0.f, sum = real ? alpha * p.weight_sum[n0 + i] : 0.f;
-    channels.alpha[i] = alpha;
-    channels.shifted_sum[i] = p.shift * sum;
-    if (OFFSET) channels.weight_sum[i] = sum;
-    channels.bias[i] = real ? SCALE * p.bias[n0 + i] : 0.f;
+// By WORKERS * 128 threads; all loads, then all stores, as they may come from DRAM.
+__device__ __forceinline__ void load_channels(const Gemm& p, Channels& channels, int n0) {
+  constexpr int THREADS = WORKERS * 128, EACH = (BN + THREADS - 1) / THREADS;
+  constexpr int UPS = LOWRANK ? (BN * 4 + THREADS - 1) / THREADS : 0;
+  const int thread = threadIdx.x, real = min(BN, (p.n + 127) / 128 * 128 - n0);
+  float alpha[EACH], sum[EACH], bias[EACH];
+  uint2 up[UPS + 1];
+#pragma unroll
+  for (int j = 0; j < EACH; j++) {
+    const int i = thread + j * THREADS, n = n0 + i;
+    alpha[j] = i < real ? p.alpha[n] : 0.f, sum[j] = i < real ? p.weight_sum[n] : 0.f;
+    bias[j] = i < real ? p.bias[n] : 0.f;
   }
-  if (LOWRANK)
-    for (int i = thread; i < BN * 4; i += threads) {
-      uint2 up = n0 * 4 + i < padded * 4 ? p.up[n0 * 4 + i] : make_uint2(0, 0);
-      if (EPILOGUE == 1) up = make_uint2(scaled(up.x), scaled(up.y));
-      channels.up[i] = up;
-    }
+#pragma unroll
+  for (int j = 0; j < UPS; j++) {
+    const int i = thread + j * THREADS;
+    up[j] = i < real * 4 ? p.up[n0 * 4 + i] : make_uint2(0, 0);
+  }
+  asm volatile("" ::: "memory");
+#pragma unroll
+  for (int j = 0; j < EACH; j++) {
+    const int i = thread + j * THREADS;
+    if (i >= BN) break;
+    channels.alpha[i] = SCALE * alpha[j];
+    channels.shifted_sum[i] = p.shift * (SCALE * alpha[j] * sum[j]);
+    if (OFFSET) channels.weight_sum[i] = SCALE * alpha[j] * sum[j];
+    channels.bias[i] = SCALE * bias[j];
+  }
+#pragma unroll
+  for (int j = 0; j < UPS; j++) {
+    const int i = thread + j * THREADS;
+    if (i >= BN * 4) break;
+    channels.up[i] = EPILOGUE == 1 ? make_uint2(scaled(up[j].x), scaled(up[j].y)) : up[j];
+  }
 }
 
 // The two tokens (rows g and g + 8 of an m16 tile) whose sums a thread holds. WHOLE: the tile lies inside the output.

@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
       copy16(shared_address(weights + i * 16), p.weights + ((long long)(n / 128) * UNITS * 2 + part) * 128 + n % 128);
     }
     asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;" ::: "memory");
-    load_channels(p, channels, n0, threadIdx.x, WORKERS * 128);
+    load_channels(p, channels, n0);
     __syncthreads();
 
     Cursor ahead{worker, p.bits - 1, 0};

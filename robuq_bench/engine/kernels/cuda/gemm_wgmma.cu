@@ -85,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128 + 128, 1) gemm(const 
   for (Run run; next_run(p, at, run); runs++) {
     const int n0 = run.column * BN, width = n0 + side * WIDTH;
     everyone();
-    load_channels(p, channels, n0, threadIdx.x, WORKERS * 128);
+    load_channels(p, channels, n0);
     asm volatile("bar.sync 15, %0;" ::"n"(WORKERS * 128) : "memory");
     if (!runs) wait_for_the_kernel_before();
     for (int tile = team; tile < run.tiles; tile += TEAMS) {

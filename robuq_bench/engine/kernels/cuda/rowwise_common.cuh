@@ -23,6 +23,7 @@ struct Rowwise {
   float* offset;                  // [M], with CENTER
   unsigned short* low;            // [M][16] bf16, with RANK
   int m, image_tokens;
+  int settled;                    // scale and shift are there before the kernel before has ended
   long long modulation_stride;    // in 16 bytes
   float norm, unscale, cell, epsilon;  // norm = 1 / unscale; step = cell * sum|Y|
 };

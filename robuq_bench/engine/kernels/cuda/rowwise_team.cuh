@@ -229,11 +229,18 @@ __device__ __forceinline__ void make_constants(const Rowwise& p, unsigned char* 
     *(uint4*)(shared + SIGNS_AT + i * 16) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
   }
   // [token][tile][half][output n][4]. Sums 2 t and 2 t + 1 of a tile are channels t and t + 4 of the next product. The
-  // first four rows of the second token are in the tile of the last four of the first.
-  for (unsigned i = threadIdx.x; i < 10 * MIX_TILE / 4; i += THREADS) {
-    const unsigned token = i / (5 * MIX_TILE / 4), tile = i / (MIX_TILE / 4) % 5, n = i / 4 % MIX_ROWS;
-    const unsigned k = 8 * tile + 2 * (i % 4) + i / (MIX_ROWS * 4) % 2 - 4 * token;
-    const unsigned row = token ? (n < 8 ? n + 28 : n - 8) : n;  // of Y; those from 36 on are none
-    ((float*)(shared + MIX_AT))[i] = k < R && row < R && (token == 0 || n >= 4) ? p.mix[k * R + row] : 0.f;
+  // first four rows of the second token are in the tile of the last four of the first. All loads, then all stores: one
+  // latency, not ten.
+  for (unsigned i = threadIdx.x; i < MIX_TILE / 4; i += THREADS) {
+    const unsigned n = i / 4 % MIX_ROWS, k = 2 * (i % 4) + i / (MIX_ROWS * 4);
+    float value[10];
+#pragma unroll
+    for (unsigned j = 0; j < 10; j++) {
+      const unsigned token = j / 5, at = 8 * (j % 5) + k - 4 * token;
+      const unsigned row = token ? (n < 8 ? n + 28 : n - 8) : n;  // of Y; those from 36 on are none
+      value[j] = at < R && row < R && (token == 0 || n >= 4) ? p.mix[at * R + row] : 0.f;
+    }
+#pragma unroll
+    for (unsigned j = 0; j < 10; j++) ((float*)(shared + MIX_AT))[j * (MIX_TILE / 4) + i] = value[j];
   }
 }

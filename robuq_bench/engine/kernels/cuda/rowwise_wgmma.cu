@@ -27,11 +27,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
     for (int i = 0; RANK && i < DEPTH; i++) down[round][i] = p.down[(round * DEPTH + i) * THREADS + thread];
   };
   get_flips(), get_down(0);
-
-#if __CUDA_ARCH__ >= 900  // see gemm_common.cuh
-  asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
-#endif
-  if (first >= last) return;
+#pragma unroll 1
+  for (int i = thread; RANK && i < (ROUNDS - 1) * DEPTH * THREADS / 8; i += THREADS)  // the rest as near as it fits
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(p.down + DEPTH * THREADS + i * 8));
 
   auto token_of = [&](int batch, int step) { return batch * BATCH + (int)(team * STEPS + step) * STEP; };
   auto slot_of = [&](int batch, int step) {
@@ -58,13 +56,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
     tabulated = image;
     const uint2 *const scale = (const uint2*)(p.scale + image * p.modulation_stride),
                 *const shift = (const uint2*)(p.shift + image * p.modulation_stride);
-    for (unsigned i = member; i < N / 4; i += 32 * TEAM_WARPS) {
-      const uint2 flip = ((const uint2*)p.flips)[i];
-      float4 by = signed_floats(scale[i], flip);
-      const float4 one = signed_floats(make_uint2(0x3f803f80u, 0x3f803f80u), flip);
-      by.x += one.x, by.y += one.y, by.z += one.z, by.w += one.w;
-      table[i / 32 * 64 + i % 32] = by;
-      table[i / 32 * 64 + 32 + i % 32] = signed_floats(shift[i], flip);
+    constexpr int EACH = (N / 4 + 32 * TEAM_WARPS - 1) / (32 * TEAM_WARPS);
+    uint2 by[EACH], to[EACH], flip[EACH];
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+      const unsigned i = min(member + j * 32 * TEAM_WARPS, N / 4 - 1);
+      by[j] = __ldcg(scale + i), to[j] = __ldcg(shift + i), flip[j] = ((const uint2*)p.flips)[i];
+    }
+    asm volatile("" ::: "memory");     // or the compiler moves the last loads behind the first stores
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+      const unsigned i = member + j * 32 * TEAM_WARPS;
+      if (i >= N / 4) break;
+      float4 factor = signed_floats(by[j], flip[j]);
+      const float4 one = signed_floats(make_uint2(0x3f803f80u, 0x3f803f80u), flip[j]);
+      factor.x += one.x, factor.y += one.y, factor.z += one.z, factor.w += one.w;
+      table[i / 32 * 64 + i % 32] = factor;
+      table[i / 32 * 64 + 32 + i % 32] = signed_floats(to[j], flip[j]);
     }
   };
   auto put = [&](int batch, int step) {
@@ -122,6 +130,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
     }
   };
 
+  if (PRE == 1 && p.settled && first < last) tabulate(first);
+#if __CUDA_ARCH__ >= 900  // see gemm_common.cuh
+  asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
+#endif
+  if (first >= last) return;
   load(first);
   if (PRE == 1) tabulate(first), meet();
 #pragma unroll 1
@@ -131,6 +144,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
     const bool more = batch + 1 < last;
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncthreads();                   // this batch is in shared memory, and the one before is done
+    const bool odd = batch - first & 1;
     if (more) load(batch + 1);
     if (PRE == 1 && more) tabulate(batch + 1);
     if (batch > first) finish(batch - 1);
@@ -138,9 +152,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
     if (RANK) {
       const unsigned all = thread / 32, token = g % BATCH, slot = token / STEP, chunk = all / 2 * 4 + t;
       const unsigned line = (C == 32 ? token % 4 / 2 * R : token % 2 * R) + chunk / (C / 8);
-      const unsigned char* const from = shared + (batch - first & 1) * SLOTS * SLOT + slot * SLOT +
-                                        (C == 32 ? token % 2 * ODD : 0) + chunk % (C / 8) * PITCH + line * 16 +
-                                        all % 2 * 8;
+      const unsigned char* const from = shared + odd * SLOTS * SLOT + slot * SLOT + (C == 32 ? token % 2 * ODD : 0) +
+                                        chunk % (C / 8) * PITCH + line * 16 + all % 2 * 8;
       float low[2][4] = {};            // rank g or g + 8, token 2 t or 2 t + 1; two sums that need not wait
 #pragma unroll
       for (int round = 0; round < ROUNDS; round++) {
@@ -154,8 +167,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
       }
 #pragma unroll
       for (int i = 0; i < 4; i++)
-        if (2 * t < BATCH)
-          low_sums[batch - first & 1][all][(2 * t + i % 2) * 16 + g + i / 2 * 8] = low[0][i] + low[1][i];
+        if (2 * t < BATCH) low_sums[odd][all][(2 * t + i % 2) * 16 + g + i / 2 * 8] = low[0][i] + low[1][i];
     }
 
 #pragma unroll 1
