@@ -44,7 +44,6 @@ VERBS = {
     "report": "robuq_bench.report.stage",
     "engine-report": "robuq_bench.report.engine_stage",
     "plan": "robuq_bench.report.plan_stage",
-    "losses": "robuq_bench.report.losses_stage",
     "collect": "robuq_bench.report.collect_stage",
     "warm": "robuq_bench.warm",
 }
@@ -82,7 +81,6 @@ SUMMARY = {
     "report": "build the HTML page",
     "engine-report": "build the engine's HTML page, or its roofline picture alone",
     "plan": "what a preset would cost: GPU-hours, time on the clock, memory, disk",
-    "losses": "held-out losses of the runs trained so far, tested over seeds",
     "collect": "gather what a study leaves behind into one small folder, and say what it cost",
     "warm": "run a command whose robuq-bench calls start at once (GPU studies of hundreds of rows)",
 }
@@ -116,7 +114,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a verb. A user's mistake prints one line and returns its exit code; nothing else is caught."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if SERVER in os.environ:
+        if SERVER in os.environ and argv[:1] != ["launch"]:  # the processes that it starts are calls themselves
+            _log_to(None)
             return importlib.import_module("robuq_bench.warm").forward(argv)
         args = parser_for(argv).parse_args(argv)
         _log_to(args.log)
