@@ -24,6 +24,7 @@ TEACHER = 1 / 3  # of a full-precision step: its forward pass
 RECOMPUTED = 4 / 3  # a step that recomputes activations over one that keeps them
 PROFILE_IMAGES = 512  # that AMPN looks at, once for every layer and width
 SIDE_CHANNELS = 0.4  # bits a weight of what a packed file holds beside codes: branch, scales, embedders
+FULL, QUANTISED = "train full precision", "train quantised"
 EXTRACTORS = {"EffNetLite0": "EffNetLite0", "EffNetLite2": "EffNetLite2", "Inception": "Inception"}
 """Extractor of a preset -> the probe's name for it."""
 
@@ -100,15 +101,28 @@ def work(model: DiT, side: int) -> float:
     return float(model.depth * block)
 
 
+@dataclass(frozen=True)
+class StepRatio:
+    """Time of a quantised training step over a full-precision one; `source`: of which model, on what, in which file."""
+
+    value: float
+    source: str
+
+
 @dataclass
 class Estimate:
-    """Turns images into seconds and bytes for one preset. `left_out` grows with stages that have no figure."""
+    """Turns images into seconds and bytes for one preset. `left_out` grows with stages that have no figure.
+
+    ratio_of_steps: stands in for a probe that has not timed a quantised step; `assumed` says so once it was used.
+    """
 
     preset: Preset
     probe: Probe
     gpus: int
     images: int
+    ratio_of_steps: StepRatio | None = None
     left_out: dict[str, None] = field(default_factory=dict)
+    assumed: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         preset, known = self.preset, SIZES[self.probe.model]
@@ -126,6 +140,21 @@ class Estimate:
         """GPU-hours of `images` images through a part that costs `scale` times the probed one."""
         return images * scale / self._speed(part) / 3600
 
+    def quantised_steps(self, images: float, scale: float) -> float:
+        """GPU-hours of `images` images through quantised training, by the probe or else by full precision's time."""
+        try:
+            return self.hours(QUANTISED, images, scale)
+        except BenchError:
+            if self.ratio_of_steps is None:
+                raise
+        ratio, part = self.ratio_of_steps, self.probe.part(QUANTISED)
+        reason = f" ({part.reason})" if part else ""
+        self.assumed[
+            f"NOT MEASURED: the probe has no time for '{QUANTISED}'{reason}; a quantised step is taken to last "
+            f"{ratio.value:.2f} times a full-precision one, which was measured on another model ({ratio.source})"
+        ] = None
+        return self.hours(FULL, images, scale * ratio.value)
+
     def optional(self, part: str, images: float, scale: float) -> float:
         """The same; without a figure it is left out, and said to be."""
         try:
@@ -137,16 +166,16 @@ class Estimate:
     def _speed(self, part: str) -> float:
         return self._part(part).images_per_s
 
-    def _part(self, name: str) -> Throughput:
+    def _part(self, name: str, what: str = "times") -> Throughput:
         part = self.probe.part(name)
-        if part is None or part.times is None:
+        if part is None or getattr(part, what) is None:
             reason = f" ({part.reason})" if part else ""
             raise BenchError(f"the throughput file has no figure for '{name}'{reason}; run `robuq-bench probe` again")
         return part
 
     def training_memory(self, part: str, plan: Training) -> float:
         """Bytes on each GPU: state by parameters, activations by images, tokens and width."""
-        probed = self._part(part)
+        probed = self._part(part, "peak_bytes")
         activations = max(probed.peak_bytes - STATE_BYTES * self.known_parameters, 0) / probed.batch * self.values_ratio
         if plan.checkpointing:  # one block whole, of the others their inputs
             activations /= self.preset.model.depth / 2
@@ -166,18 +195,27 @@ def _parameters(model: DiT, shape: Shape) -> int:
         return sum(parameter.numel() for parameter in dit.build(model, shape).parameters())
 
 
-def make(preset: Preset, variants: Sequence[Variant], probe: Probe, gpus: int, images: int = IMAGENET) -> Plan:
-    """The plan of a preset on `gpus` of the probe's GPU. variants: of `preset.rows`; images: to encode, with latents.
+def make(
+    preset: Preset,
+    variants: Sequence[Variant],
+    probe: Probe,
+    gpus: int,
+    images: int = IMAGENET,
+    ratio: StepRatio | None = None,
+) -> Plan:
+    """The plan of a preset on `gpus` of the probe's GPU. variants: of `preset.rows`; images: to encode, with latents;
+    ratio: of training steps, should the probe lack the quantised one.
 
     Raises BenchError when the probe lacks a figure that training or sampling needs.
     """
-    estimate = Estimate(preset, probe, gpus, images)
+    estimate = Estimate(preset, probe, gpus, images, ratio)
     first, rows = list(_first(estimate)), []
     for variant in variants:
         row = f"{variant.recipe}/{variant.name}"
         seeds = len(preset.seeds_of(row)) if variant.method.training != "none" else 1
         rows.append(_row(estimate, row, variant, seeds))
-    return Plan(tuple(first), tuple(rows), gpus, tuple(_assumptions(estimate)), tuple(estimate.left_out))
+    assumptions = (*estimate.assumed, *_assumptions(estimate))
+    return Plan(tuple(first), tuple(rows), gpus, assumptions, tuple(estimate.left_out))
 
 
 def _first(estimate: Estimate) -> Iterator[Job]:
@@ -190,17 +228,17 @@ def _first(estimate: Estimate) -> Iterator[Job]:
         disk = estimate.images * orientations * latents.channels * preset.side**2 * 2
         yield Job("latents", 1, hours, encoder.peak_bytes * scale * latents.batch / encoder.batch, disk)
     if plan := preset.train:
-        hours = {"train": _training(estimate, "train full precision", plan)}
+        hours = {"train": estimate.hours(FULL, *_training(estimate, plan))}
         disk = (4 + RESUME_BYTES) * estimate.parameters
-        yield Job("full-precision training", 1, hours, estimate.training_memory("train full precision", plan), disk)
+        yield Job("full-precision training", 1, hours, estimate.training_memory(FULL, plan), disk)
     if not preset.latents:
         hours = {"score": _scoring(estimate, preset.data.held_out)}
         yield Job("reference", 1, hours, 0.0, preset.data.held_out * 4 * 4096)
 
 
-def _training(estimate: Estimate, part: str, plan: Training) -> float:
-    scale = estimate.ratio * (RECOMPUTED if plan.checkpointing else 1)
-    return estimate.hours(part, plan.steps * plan.batch, scale)
+def _training(estimate: Estimate, plan: Training) -> tuple[float, float]:
+    """Images of a training, and what one costs against one of the probed model's."""
+    return plan.steps * plan.batch, estimate.ratio * (RECOMPUTED if plan.checkpointing else 1)
 
 
 def _row(estimate: Estimate, row: str, variant: Variant, seeds: int) -> Job:
@@ -213,12 +251,12 @@ def _row(estimate: Estimate, row: str, variant: Variant, seeds: int) -> Job:
     disk += estimate.parameters * (stored + SIDE_CHANNELS) / 8
     if method.training == "qat":
         plan = training_plan(preset, variant)
-        hours["train"] = _training(estimate, "train quantised", plan)
+        hours["train"] = estimate.quantised_steps(*_training(estimate, plan))
         if method.loss == "distil":
-            hours["train"] += TEACHER * _training(estimate, "train full precision", plan)
+            hours["train"] += TEACHER * estimate.hours(FULL, *_training(estimate, plan))
         if method.allocation:
             hours["allocate"] = _allocation(estimate, variant)
-        memory = max(memory, estimate.training_memory("train quantised", plan))
+        memory = max(memory, estimate.training_memory(QUANTISED, plan))
         disk += (4 + RESUME_BYTES) * estimate.parameters
     hours["sample"] = estimate.hours(denoiser, preset.sample.n * _passes(preset), estimate.ratio)
     if preset.latents:
@@ -237,7 +275,7 @@ def _passes(preset: Preset) -> float:
 
 def _allocation(estimate: Estimate, variant: Variant) -> float:
     plan, preset = variant.method.allocation, estimate.preset
-    steps = estimate.hours("train quantised", plan.profile_steps * preset.qat.batch, estimate.ratio)
+    steps = estimate.quantised_steps(plan.profile_steps * preset.qat.batch, estimate.ratio)
     looks = 4 * preset.model.depth * (len(plan.candidates) - 1) + 1
     return steps + estimate.hours("denoise simulated float32", looks * PROFILE_IMAGES, estimate.ratio)
 

@@ -16,13 +16,15 @@ from robuq_bench.config.base import build
 from robuq_bench.config.preset import Preset, load_preset, preset_arguments
 from robuq_bench.config.row import load_row
 from robuq_bench.errors import BenchError
-from robuq_bench.files import read_json, write_json
+from robuq_bench.files import existing, read_json, write_json
 from robuq_bench.measure.probe_records import Probe
-from robuq_bench.report.plan import IMAGENET, Job, Plan, make
+from robuq_bench.report.plan import IMAGENET, Job, Plan, StepRatio, make
 from robuq_bench.report.records import DASH
 
 EXAMPLE = "robuq-bench plan gpu --gpus 8"
 H100 = Path("results/reference/probe/h100.json")
+H100_STEPS = Path("results/reference/step_cost/gpu-fused.json")
+STEPS_OF = "robuq_uniform/W1.58A2"  # the row that the probe times as well
 STAGES = ("encode", "allocate", "train", "sample", "score")
 GIB, GB = 2**30, 1e9
 WIDTH = 120  # columns where there is no terminal
@@ -32,6 +34,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     preset_arguments(parser, positional=True)
     parser.add_argument("--gpus", type=int, default=1, help="GPUs that share the work")
     parser.add_argument("--throughput", type=Path, default=H100, help=f"JSON of `robuq-bench probe` (default: {H100})")
+    parser.add_argument(
+        "--step-cost",
+        type=Path,
+        help=f"JSON of `robuq-bench step-cost`, for a throughput without a quantised step (of {H100}: {H100_STEPS})",
+    )
     parser.add_argument("--images", type=int, default=IMAGENET, help="images to encode (default: ImageNet-1K's)")
     parser.add_argument("--json", type=Path, help="JSON to write as well")
 
@@ -48,7 +55,8 @@ def run(args: argparse.Namespace) -> None:
         )
     probe = read_probe(args.throughput)
     variants = [load_row(preset, *row.rsplit("/", 1)) for row in preset.rows]
-    plan = make(preset, variants, probe, args.gpus, args.images)
+    steps = args.step_cost or (H100_STEPS if args.throughput == H100 else None)
+    plan = make(preset, variants, probe, args.gpus, args.images, read_ratio(steps) if steps else None)
     if args.json:
         write_json(args.json, record(args.preset, plan, probe))
     show(args.preset, preset, plan, probe)
@@ -61,6 +69,17 @@ def read_probe(path: Path) -> Probe:
     raw = read_json(path)
     provenance.check(raw if isinstance(raw, dict) else {}, str(path))
     return build(Probe, raw, str(path))
+
+
+def read_ratio(path: Path) -> StepRatio:
+    """Raises BenchError when the file is missing, without provenance, or does not hold STEPS_OF."""
+    raw = read_json(existing(path, "step cost"))
+    found = provenance.check(raw if isinstance(raw, dict) else {}, str(path))
+    row = next((row for row in raw.get("rows", []) if row.get("row") == STEPS_OF), None)
+    if row is None:
+        raise BenchError(f"{path}: no step of {STEPS_OF}; make it with `robuq-bench step-cost --variant {STEPS_OF}`")
+    source = f"size {raw['size']}, {raw['blocks']} blocks, batch {raw['batch']}, {found['device']}; {path}"
+    return StepRatio(row["ratio"], source)
 
 
 def record(name: str, plan: Plan, probe: Probe) -> dict[str, Any]:
