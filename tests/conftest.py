@@ -1,14 +1,20 @@
 """Shared by all tests: no network, one thread, small models, and `--fix` for generated files."""
 
-from collections.abc import Callable
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import standins
 import torch
 from hypothesis import settings
 from pytest_socket import disable_socket
 from torch import nn
 
+from robuq_bench.cli import SERVER
 from robuq_bench.config.preset import DiT
 from robuq_bench.config.recipe import Variant, load_recipe, load_variant
 from robuq_bench.models import dit
@@ -119,6 +125,24 @@ def card(spec: DiT, shape: dit.Shape, variant, denoiser) -> Callable[..., Card]:
         return Card(**facts | changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory) -> Iterator[Path]:
+    """Random weights of the Inception network, as torch-fidelity's file has them."""
+    pytest.importorskip("torch_fidelity")
+    folder = tmp_path_factory.mktemp("inception")
+    yield standins.save_inception(folder / "weights.pth")
+    shutil.rmtree(folder)  # 95 MB
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[dict[str, str]]:
+    """Environment in which calls of robuq-bench are forks of one server: importing PyTorch takes seconds each time."""
+    told = f"echo ${SERVER}; read until_closed"
+    command = [sys.executable, "-m", "robuq_bench.cli", "warm", "sh", "-c", told]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield {**os.environ, SERVER: server.stdout.readline().strip()}
 
 
 @pytest.fixture

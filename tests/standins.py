@@ -5,6 +5,7 @@
 
 import copy
 import sys
+import unittest.mock
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,30 @@ def save_reference(path: Path, count: int = 96) -> Path:
     pooled, spatial = moments(found.pooled), moments(found.spatial)
     facts = {"mu": pooled.mean, "sigma": pooled.covariance, "mu_s": spatial.mean, "sigma_s": spatial.covariance}
     np.savez(path, arr_0=images, **facts)
+    return path
+
+
+def save_inception(path: Path) -> Path:
+    """Random weights in torch-fidelity's format: its network, built without its download, scaled so that features
+    vary from image to image."""
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    network_class, patch = module.FeatureExtractorInceptionV3, unittest.mock.patch.object
+    torch.manual_seed(0)
+    with (
+        patch(module, "load_state_dict_from_url", lambda *_, **__: {}),
+        patch(network_class, "load_state_dict", lambda *_, **__: None),
+    ):
+        network = network_class("inception", ["2048"])
+    for part in network.modules():
+        if isinstance(part, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+        if isinstance(part, torch.nn.BatchNorm2d):  # not the identity, so that folding is tested
+            torch.nn.init.uniform_(part.weight, 0.8, 1.2)
+            torch.nn.init.uniform_(part.running_var, 0.8, 1.2)
+            torch.nn.init.normal_(part.running_mean, std=0.1)
+            torch.nn.init.normal_(part.bias, std=0.1)
+    torch.save(network.state_dict(), path)
     return path
 
 

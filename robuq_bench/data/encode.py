@@ -10,15 +10,13 @@ import numpy as np
 
 from robuq_bench.data.crop import central_square
 from robuq_bench.data.folder import Listing
-from robuq_bench.data.latents import FORMAT, INDEX, shard_name
+from robuq_bench.data.latents import FORMAT, INDEX, check_scale, shard_name
 from robuq_bench.errors import BenchError
 from robuq_bench.files import atomic, read_json, sha256_arrays, sha256_file, write_json
 from robuq_bench.progress import LOG
 
 Encode = Callable[[np.ndarray, Sequence[int]], np.ndarray]
 """(uint8 [B, size, size, 3], a number for each that its random draw follows) -> float [B, C, h, w], unscaled."""
-SPREAD = (0.5, 2.0)
-"""Standard deviation that scaled latents of natural images may have; about 1 is what the scale is for."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,13 @@ def is_written(path: Path, stamp: str) -> bool:
 
 
 def finish(folder: Path, plan: Plan, facts: dict[str, Any]) -> None:
-    """Write the index of a cache whose shards are all there. `facts`: provenance and what else is worth keeping."""
+    """Write the index of a cache whose shards are all there. `facts`: provenance and what else is worth keeping.
+
+    Raises BenchError when the scale does not fit them, which were perhaps encoded when it was another one.
+    """
     records = [read_json((folder / shard_name(number)).with_suffix(".json")) for number in range(plan.shards)]
+    spread = float(np.mean([record["spread"] for record in records]))
+    check_scale(folder, spread, plan.scale)
     counts = np.bincount(plan.listing.labels, minlength=len(plan.listing.classes))
     index = {
         "format": FORMAT,
@@ -104,20 +107,16 @@ def finish(folder: Path, plan: Plan, facts: dict[str, Any]) -> None:
         "shards": [{key: record[key] for key in ("n", "sha256")} for record in records],
         "vae": plan.vae,
         "size": plan.size,
-        "spread": float(np.mean([record["spread"] for record in records])),
+        "spread": spread,
         "data": [record["stamp"] for record in records],
     }
     write_json(folder / INDEX, index | facts)
 
 
 def _checked(shard: np.ndarray, plan: Plan, path: Path) -> float:
-    """Standard deviation of the scaled latents. Raises BenchError when they are not finite or the scale is wrong."""
+    """Standard deviation of the latents, unscaled. Raises BenchError when they are not finite or the scale is wrong."""
     if not np.isfinite(shard).all():
         raise BenchError(f"{path}: the autoencoder gave values that float16 cannot hold; is it the right one?")
-    spread = float(shard.astype(np.float32).std()) * plan.scale
-    if not SPREAD[0] <= spread <= SPREAD[1]:
-        raise BenchError(
-            f"{path}: with latents.scale {plan.scale:g} the latents vary by {spread:.3g}, not by about 1; "
-            f"{plan.scale / spread:.3g} would fit this autoencoder"
-        )
+    spread = float(shard.astype(np.float32).std())
+    check_scale(path, spread, plan.scale)
     return spread

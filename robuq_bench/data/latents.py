@@ -14,10 +14,21 @@ import numpy as np
 from robuq_bench.errors import BenchError
 from robuq_bench.files import read_json, sha256_arrays, sha256_file
 
-FORMAT = "robuq_bench latents 1"
+FORMAT = "robuq_bench latents 2"
 INDEX = "index.json"
 WHAT = ("n", "shape", "shard", "classes", "labels", "shards", "vae", "size", "spread", "data")
 AGAIN = "delete it and run `robuq-bench latents` again: whole shards are kept"
+SPREAD = (0.5, 2.0)
+"""Standard deviation that scaled latents of natural images may have; about 1 is what the scale is for."""
+
+
+def check_scale(where: Path, spread: float, scale: float) -> None:
+    """Raises BenchError when latents of the standard deviation `spread`, unscaled, are not to be scaled by `scale`."""
+    if not SPREAD[0] <= spread * scale <= SPREAD[1]:
+        raise BenchError(
+            f"{where}: with latents.scale {scale:g} the latents vary by {spread * scale:.3g}, not by about 1; "
+            f"{1 / spread:.3g} would fit this autoencoder"
+        )
 
 
 def shard_name(number: int) -> str:

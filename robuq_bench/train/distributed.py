@@ -5,6 +5,7 @@ the backward pass as DistributedDataParallel would, but lets a recipe train othe
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def _others() -> Iterator[None]:
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = re.sub(r"^\[\S+:\d+\] ", "", " ".join(str(error).split())).split(". ")[0][:120]
         raise BenchError(
             f"another process of this run was lost ({reason}); what was saved is kept: run the same command again"
         ) from error

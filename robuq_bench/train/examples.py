@@ -10,7 +10,7 @@ from torch import Tensor
 from robuq_bench.config.preset import Preset
 from robuq_bench.data import ImageSet
 from robuq_bench.data.images import split_indices
-from robuq_bench.data.latents import Cache, open_cache
+from robuq_bench.data.latents import Cache, check_scale, open_cache
 from robuq_bench.errors import BenchError
 from robuq_bench.models.dit import Shape
 from robuq_bench.seeds import seed
@@ -100,7 +100,7 @@ def _latents(preset: Preset, cache: Cache, shape: Shape, chosen: np.ndarray, ori
 
 
 def _check(cache: Cache, preset: Preset, shape: Shape) -> None:
-    """Raises BenchError when the cache was made for another preset."""
+    """Raises BenchError when the cache was made for another preset, or the preset's scale does not fit it."""
     expected = preset.data.classes or shape.classes
     wanted = {
         "size": (cache.index["size"], preset.data.size),
@@ -114,3 +114,4 @@ def _check(cache: Cache, preset: Preset, shape: Shape) -> None:
                 f"{cache.folder}: encoded for another preset: {name} {theirs} there and {ours} here; give another "
                 "folder as latents.cache, or encode again"
             )
+    check_scale(cache.folder, cache.index["spread"], preset.latents.scale)

@@ -1,9 +1,5 @@
 """Shared by the tests of the metrics room."""
 
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -37,29 +33,3 @@ def make_features():
         return Features(pooled, spatial, probabilities, Source(name, "d1", "p"))
 
     return make
-
-
-@pytest.fixture(scope="session")
-def inception_file(tmp_path_factory) -> Iterator[Path]:
-    """Random weights in torch-fidelity's format: its network, built without its download, scaled so that features
-    vary from image to image."""
-    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    network_class = module.FeatureExtractorInceptionV3
-    patch = pytest.MonkeyPatch()
-    patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
-    patch.setattr(network_class, "load_state_dict", lambda *_, **__: None)
-    torch.manual_seed(0)
-    network = network_class("inception", ["2048"])
-    patch.undo()
-    for part in network.modules():
-        if isinstance(part, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
-        if isinstance(part, torch.nn.BatchNorm2d):  # not the identity, so that folding is tested
-            torch.nn.init.uniform_(part.weight, 0.8, 1.2)
-            torch.nn.init.uniform_(part.running_var, 0.8, 1.2)
-            torch.nn.init.normal_(part.running_mean, std=0.1)
-            torch.nn.init.normal_(part.bias, std=0.1)
-    folder = tmp_path_factory.mktemp("inception")
-    torch.save(network.state_dict(), folder / "weights.pth")
-    yield folder / "weights.pth"
-    shutil.rmtree(folder)  # 95 MB

@@ -83,9 +83,14 @@ def path(request, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def inspection(path) -> Inspection:
     return Inspection.model_validate(read_json(path))
+
+
+@pytest.fixture(scope="module")
+def html(inspection) -> str:
+    return render(inspection)
 
 
 def test_one_file_without_outside_references(path, tmp_path):
@@ -101,18 +106,18 @@ def test_one_file_without_outside_references(path, tmp_path):
     assert len(ids) == len(set(ids))
 
 
-def test_the_same_inspection_gives_the_same_bytes(inspection):
-    assert render(inspection) == render(inspection)
+def test_the_same_inspection_gives_the_same_bytes(inspection, html):
+    assert render(inspection) == html
 
 
-def test_the_verdict_and_its_sentences_are_there(inspection):
-    text = Page(render(inspection)).text
+def test_the_verdict_and_its_sentences_are_there(inspection, html):
+    text = Page(html).text
     for sentence in (inspection.verdict.headline, *inspection.verdict.sentences):
         assert " ".join(sentence.split()) in text
 
 
-def test_the_tables_hold_the_numbers(inspection):
-    page = Page(render(inspection))
+def test_the_tables_hold_the_numbers(inspection, html):
+    page = Page(html)
     statistics = next(table for table in page.tables if table[0][0] == "Layer" and "Wasserstein" in table[0])
     head, *body = statistics
     layer = next(layer for layer in inspection.activations.layers if layer.name == "blocks.1.fc2")
@@ -135,11 +140,10 @@ def test_the_tables_hold_the_numbers(inspection):
         assert cells["Branch / output"] == f"{own.branch.output_share:.3f}"
 
 
-def test_there_is_a_figure_for_each_question(inspection):
-    text = render(inspection)
+def test_there_is_a_figure_for_each_question(inspection, html):
     branched = inspection.row.layers[0].branch is not None
-    assert text.count('aria-label="Q-Q plot of the inputs of') == 5
-    assert text.count("<svg") == 5 + 2 + 2 + (3 if branched else 1)
+    assert html.count('aria-label="Q-Q plot of the inputs of') == 5
+    assert html.count("<svg") == 5 + 2 + 2 + (3 if branched else 1)
 
 
 def test_maps_show_each_time(inspection):

@@ -15,7 +15,8 @@ from robuq_bench.measure.engine_records import Hardware, Times
 from robuq_bench.measure.probe_records import Probe, Throughput
 from robuq_bench.models.dit import Shape
 from robuq_bench.report import plan as plans
-from robuq_bench.report.plan import Estimate, Job, Plan, makespan, work
+from robuq_bench.report import plan_stage
+from robuq_bench.report.plan import Estimate, Job, Plan, StepRatio, makespan, work
 
 XL = SIZES["XL/2"]
 SPEEDS = {  # images a second
@@ -166,6 +167,47 @@ def test_what_the_probe_did_not_time_is_said(preset, probe, refused):
     assert both.rows[0].hours == one.rows[0].hours and "Pixels" in both.left_out[0] and not one.left_out
     lacking = probe.model_copy(update={"parts": tuple(p for p in probe.parts if p.part != "train quantised")})
     refused(lambda: make(preset(), lacking), "train quantised", "probe")
+
+
+UNRECORDED = Throughput(part="train quantised", what="x", batch=32, peak_bytes=24 << 30, reason="issued plainly")
+
+
+def test_a_quantised_step_that_was_not_timed_is_assumed_and_said_to_be(preset, probe):
+    others = tuple(part for part in probe.parts if part.part != "train quantised")
+    lacking = probe.model_copy(update={"parts": (*others, UNRECORDED)})
+    row, chosen = "robuq/W1.58A2", preset("qat.steps=360,qat.batch=100")
+    variants = [load_row(chosen, *row.rsplit("/", 1))]
+    plan = plans.make(chosen, variants, lacking, 1, 1000, StepRatio(1.25, "of a small model"))
+    ratio = work(chosen.model, 32) / work(XL, 32)
+    assert plan.rows[0].hours["train"] == pytest.approx(1.25 * ratio * 36_000 / 100 / 3600), (
+        "full precision takes 100/s"
+    )
+    assert plan.rows[0].hours["allocate"] > 0
+    said = plan.assumptions[0]
+    assert all(words in said for words in ("NOT MEASURED", "issued plainly", "1.25 times", "of a small model"))
+    assert not any("NOT MEASURED" in said for said in make(chosen, probe, rows=[row]).assumptions)
+    timed = Estimate(chosen, probe, 1, 1).training_memory("train quantised", chosen.qat)
+    assert Estimate(chosen, lacking, 1, 1).training_memory("train quantised", chosen.qat) > timed
+
+
+def test_a_ratio_is_read_with_its_source(in_root, tmp_path, refused):
+    rows = [{"row": "full_precision/W32A32", "ratio": 1.0}, {"row": plan_stage.STEPS_OF, "ratio": 1.25}]
+    record = {"size": "S/2", "blocks": "fused", "batch": 8, "rows": rows, "provenance": provenance.collect("Test GPU")}
+    path = tmp_path / "cost.json"
+    write_json(path, record)
+    ratio = plan_stage.read_ratio(path)
+    assert ratio.value == 1.25 and all(word in ratio.source for word in ("S/2", "Test GPU", "cost.json"))
+    write_json(path, record | {"rows": rows[:1]})
+    refused(lambda: plan_stage.read_ratio(path), "cost.json", plan_stage.STEPS_OF, "step-cost")
+    write_json(path, {"rows": rows})
+    refused(lambda: plan_stage.read_ratio(path), "provenance lacks")
+    refused(lambda: plan_stage.read_ratio(tmp_path / "none.json"), "none.json: no such step cost")
+
+
+@pytest.mark.parametrize("name", ["paper", "gpu"])
+def test_it_plans_from_what_is_committed(in_root, capsys, name):
+    assert cli.main(["plan", name, "--gpus", "8"]) == 0
+    assert "8 × NVIDIA H100" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -15,46 +15,57 @@ from robuq_bench.files import read_json
 from robuq_bench.models import checkpoint
 from robuq_bench.train.distributed import ALONE, World
 
-SHORT = "train.steps=12,train.save_every=3,train.micro_batch=16,train.checkpointing=true"
+ROOT = Path(__file__).parents[2]
+PLAN = "train.steps=100,train.warmup=10,train.save_every=10,train.micro_batch=16,train.checkpointing=true"
+AT_ONCE = PLAN.replace("micro_batch=16", "micro_batch=null")
 
 
-def command(folder: Path, changes: str = SHORT, processes: int | None = 2) -> list[str]:
+def command(folder: Path, changes: str = PLAN, processes: int | None = 2, **more) -> list[str]:
     launched = ["launch", "--processes", str(processes), "--"] if processes else []
     options = {"preset": "smoke", "set": changes, "recipe": "full_precision", "variant": "W32A32"}
-    options |= {"model": folder / "model.safetensors", "curve": folder / "curve.json", "state": folder / "state"}
+    options |= {
+        "model": folder / "model.safetensors",
+        "curve": folder / "curve.json",
+        "state": folder / "state",
+        **more,
+    }
     pairs = (text for name, value in options.items() for text in (f"--{name}", str(value)))
     return [sys.executable, "-m", "robuq_bench.cli", *launched, "train", *pairs]
 
 
-def run(root: Path, *arguments, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*arguments, **options), cwd=root, capture_output=True, text=True)
+def run(environment: dict[str, str], *arguments, **options) -> subprocess.CompletedProcess:
+    line = command(*arguments, **options)
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-def said(done: subprocess.CompletedProcess) -> list[str]:
-    return [line for line in done.stderr.splitlines() if line.startswith("robuq-bench:")]
+def said(errors: str) -> list[str]:
+    return [line for line in errors.splitlines() if line.startswith("robuq-bench:")]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Path:
-    """One process, the whole batch at a time."""
-    folder = tmp_path_factory.mktemp("alone")
-    done = run(Path(__file__).parents[2], folder, SHORT.replace("micro_batch=16", "micro_batch=null"), processes=None)
+def pair(tmp_path_factory, warm) -> Path:
+    """What two processes that nothing disturbs leave behind."""
+    folder = tmp_path_factory.mktemp("pair")
+    done = run(warm, folder)
     assert done.returncode == 0, done.stderr
     return folder
 
 
-def test_two_processes_and_micro_batches_give_the_curve_of_one(alone, tmp_path, in_root):
-    done = run(in_root, tmp_path)
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(folder / "model.safetensors", "trained")[0]
+
+
+def test_two_processes_and_micro_batches_give_the_curve_of_one(pair, tmp_path, warm):
+    done = run(warm, tmp_path, AT_ONCE, processes=None)
     assert done.returncode == 0, done.stderr
-    mine, theirs = (read_json(folder / "curve.json") for folder in (tmp_path, alone))
+    mine, theirs = (read_json(folder / "curve.json") for folder in (pair, tmp_path))
     np.testing.assert_allclose(mine["losses"], theirs["losses"], rtol=1e-4)
     assert mine["held_out_loss"] == pytest.approx(theirs["held_out_loss"], rel=1e-3)
     assert (mine["provenance"]["processes"], theirs["provenance"]["processes"]) == (2, 1)
-    ours, _ = checkpoint.load(tmp_path / "model.safetensors", "trained")
-    expected, _ = checkpoint.load(alone / "model.safetensors", "trained")
+    ours, expected = weights(pair), weights(tmp_path)
     for name, weight in expected.items():
         torch.testing.assert_close(ours[name], weight, rtol=1e-2, atol=1e-4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.json", "model.safetensors"]
+    assert sorted(path.name for path in pair.iterdir()) == ["curve.json", "model.safetensors"]
 
 
 def process_of_rank(rank: int, folder: Path) -> int | None:
@@ -69,31 +80,33 @@ def process_of_rank(rank: int, folder: Path) -> int | None:
     return None
 
 
-def test_a_lost_process_is_one_line_and_the_same_command_goes_on(alone, tmp_path, in_root):
-    steps = SHORT.replace("steps=12", "steps=400")
-    process = subprocess.Popen(
-        command(tmp_path, steps), cwd=in_root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def test_a_lost_process_is_one_line_and_the_same_command_goes_on(pair, tmp_path, warm):
+    """Killed in mid-training, which goes on from the state that was saved and ends as if undisturbed, bit for bit."""
+    line = command(tmp_path)
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not [*tmp_path.glob("state/step*.pt")]:
         assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.005)
     os.kill(process_of_rank(1, tmp_path), signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
-    lines = [line for line in errors.splitlines() if line.startswith("robuq-bench:")]
-    assert process.returncode == 2 and "Traceback" not in errors
-    assert "run the same command again" in lines[-1] and "lost" in lines[-1]
-    kept = {path.name for path in tmp_path.glob("state/step*.pt")}
-    assert kept and not (tmp_path / "model.safetensors").exists()
-    done = run(in_root, tmp_path, steps.replace("steps=400", "steps=401"))
-    assert done.returncode == 0, "another plan starts afresh"
-    assert len(read_json(tmp_path / "curve.json")["losses"]) == 401
+    lines = said(errors)
+    assert process.returncode == 2 and "Traceback" not in errors and len(lines) == 1
+    assert "was lost" in lines[0] and "run the same command again" in lines[0] and ".cc:" not in lines[0]
+    kept = max(path.name for path in tmp_path.glob("state/step*.pt"))
+    assert not (tmp_path / "model.safetensors").exists()
+    done = run(warm, tmp_path, log=tmp_path / "log.txt")
+    assert done.returncode == 0, done.stderr
+    assert f"goes on from step {int(kept[4:-3])}" in (tmp_path / "log.txt").read_text()
+    assert read_json(tmp_path / "curve.json")["losses"] == read_json(pair / "curve.json")["losses"]
+    expected, actual = weights(pair), weights(tmp_path)
+    assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
 
 
-def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path, in_root):
-    done = run(in_root, tmp_path, SHORT + ",train.batch=33")
+def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path, warm):
+    done = run(warm, tmp_path, PLAN + ",train.batch=33")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert said(done) == ["robuq-bench: batch 33 is not a multiple of 2, the number of processes"]
+    assert said(done.stderr) == ["robuq-bench: batch 33 is not a multiple of 2, the number of processes"]
 
 
 @pytest.mark.parametrize(

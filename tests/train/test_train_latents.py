@@ -70,7 +70,7 @@ def test_latents_are_those_of_the_photos(preset, tmp_path, brought):
             found = torch.from_numpy(cache.take(np.array([image]), np.array([orientation]))[0].astype(np.float32))
             assert (found - expected).abs().max() < 0.15, "the posterior's deviation is exp(-4)"
             assert (found - expected).abs().mean() > 1e-3, "a draw, not the mean"
-    assert cache.index["provenance"]["command"] and cache.index["spread"] == pytest.approx(1, abs=0.5)
+    assert cache.index["provenance"]["command"] and cache.index["spread"] * SCALE == pytest.approx(1, abs=0.5)
 
 
 def test_what_is_trained_on(preset):
@@ -116,6 +116,20 @@ def test_a_cache_of_another_preset_is_refused(preset, refused):
     refused(lambda: examples(load_preset(preset(flip=False))), "orientations 2 there and 1 here")
     refused(lambda: examples(load_preset(preset(data={"classes": 10}))), "classes 12 there and 10 here")
     refused(lambda: examples(load_preset(preset(data={"size": 64}))), "size 32 there and 64 here")
+
+
+def test_a_scale_that_does_not_fit_what_is_encoded_is_refused(preset, refused, brought, capsys):
+    """Preset and autoencoder agree on a wrong scale, after shards were made with the right one."""
+    assert encoded(preset()) == 0
+    refused(lambda: examples(load_preset(preset(scale=2.0))), "latents.scale 2 the latents vary by", "would fit")
+    config = brought / "vae/config.json"
+    before = config.read_text()
+    try:
+        config.write_text(before.replace(f'"scaling_factor": {SCALE}', '"scaling_factor": 2.0'))
+        assert encoded(preset(scale=2.0)) == 2
+        assert "vary by" in one_line(capsys)
+    finally:
+        config.write_text(before)
 
 
 def test_a_damaged_photo_is_named_and_the_work_kept(preset, brought, tmp_path, capsys):

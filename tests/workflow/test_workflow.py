@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,10 @@ COPIED = ("Snakefile", "workflows", "profiles", "config", "baselines", "robuq_be
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
 
 
-def snakemake(project: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Run snakemake in `project` with the project's own copy of the package."""
+def snakemake(project: Path, *arguments: str, within: Mapping[str, str] = os.environ) -> subprocess.CompletedProcess:
+    """Run snakemake in `project` with the project's own copy of the package. within: its environment."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PYTHONPATH": str(project), "PATH": path}
+    environment = {**within, "PYTHONPATH": str(project), "PATH": path}
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
 
@@ -33,7 +34,7 @@ def planned(project: Path, *arguments: str) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> Path:
     """A copy of the project with the preset `tiny`, run once."""
     root = tmp_path_factory.mktemp("project")
     for name in COPIED:
@@ -48,7 +49,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny["sample"] |= {"n": 50, "steps": 2}
     tiny["rows"] = ["full_precision/W32A32", "robuq_uniform/W1.58A2"]
     (root / "config/tiny.yaml").write_text(yaml.safe_dump(tiny))
-    done = snakemake(root, "--config", "preset=tiny", "--", "reproduce_table")
+    done = snakemake(root, "--config", "preset=tiny", "--", "reproduce_table", within=warm)
     assert done.returncode == 0, done.stdout + done.stderr
     return root
 
@@ -134,11 +135,8 @@ def test_snakemake_report_builds(project: Path) -> None:
         (["--config", "preset=quik"], "unknown preset 'quik'; did you mean 'quick'?"),
         (["--config", "preset=tiny", "set=sample.stps=3"], "unknown key 'sample.stps'; did you mean 'sample.steps'?"),
         (["results/tiny/robuqq/W1.58A2/seed0/metrics.json"], "unknown recipe 'robuqq'; did you mean 'robuq'?"),
-        (["results/tiny/robuq/W1.58A9/seed0/metrics.json"], "unknown variant 'W1.58A9'"),
         (["results/tiny/robuq,low_rank.rank=48/W1.58A2/seed0/metrics.json"], "the largest rank is 47"),
-        (["results/tiny/robuq,allocation.candidates=3+4/W1.58A2/seed0/bits.json"], "all are above"),
         (["results/tiny/robuq,allocation.cost=latency/W1.58A2/seed0/bits.json"], "latency table"),
-        (["results/tiny/robuq,rotation.layers=qvk/W1.58A2/seed0/metrics.json"], "did you mean 'qkv'?"),
         (["--config", "preset=tiny", "sweep=robuq,low_rnk.rank=4|8/W1.58A2", "--", "sweep"], "mean 'low_rank'?"),
         (["--config", "preset=tiny", "--", "sweep"], "sweep: say what to sweep"),
     ],

@@ -27,9 +27,9 @@ def project(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(project: Path) -> Path:
+def done(project: Path, warm) -> Path:
     """The stand-in preset, run once; every job that can be shared runs in two processes."""
-    made = snakemake(project, *STANDIN, "devices_per_job=2", "--", "reproduce_table", "anchors")
+    made = snakemake(project, *STANDIN, "devices_per_job=2", "--", "reproduce_table", "anchors", within=warm)
     assert made.returncode == 0, made.stdout + made.stderr
     return project / "results/paper_standin"
 
@@ -45,7 +45,7 @@ def test_the_whole_dag_is_planned(project, name):
     assert jobs["encode"] == jobs["reference"] == 1
     assert {jobs[rule] for rule in ("train", "export", "sample", "evaluate", "measure")} == {rows}
     assert jobs["table"] == jobs["page"] == 1
-    if preset.get("anchors"):
+    if name == "paper":
         first = planned(project, "--config", f"preset={name}", "--", "anchors")
         assert first["train"] == first["sample"] == 1 and "profile" not in first, "full precision alone"
 
@@ -70,6 +70,13 @@ def test_the_stand_in_runs_from_photos_to_page(done, project):
 
 def test_nothing_is_left_to_do_and_sharing_is_no_reason_to_run_again(done, project):
     assert planned(project, *STANDIN) == {}
+
+
+def test_a_reference_that_is_missing_is_one_line(done, project):
+    """Though there are scores, against another one."""
+    run = snakemake(project, *STANDIN, "set=evaluate.reference=gone.npz", "--", "robuq_W1.58A2")
+    lines = [line for line in run.stderr.splitlines() if "robuq-bench:" in line]
+    assert run.returncode != 0 and lines == ["robuq-bench: gone.npz: no such reference"]
 
 
 def test_fewer_steps_sample_again_but_encode_and_train_nothing(done, project):

@@ -14,7 +14,7 @@ from robuq_bench.config.recipe import FOLDER as RECIPES
 from robuq_bench.config.recipe import full_rows, load_recipe, load_variant
 from robuq_bench.config.row import load_row, training_plan
 from robuq_bench.errors import BenchError
-from robuq_bench.files import sha256_file
+from robuq_bench.files import existing, sha256_file
 from robuq_bench.provenance import code_digest
 from robuq_bench.cli import VERBS
 
@@ -118,7 +118,8 @@ def latents(wildcards):
 def adm_reference(wildcards):
     """The ADM file to score against, where the preset names one."""
     path = preset(wildcards.preset).evaluate.reference
-    return [path] if path else []
+    # Snakemake would take scores against another reference for up to date when this one is missing.
+    return [str(checked(existing, path, "reference"))] if path else []
 
 
 def many(wildcards):
