@@ -73,14 +73,13 @@ def without_budget(row: Row) -> str:
 
 
 def steps(row: Row) -> int | None:
-    """QAT steps of the row; None in records that do not say."""
-    return row.runs[0].steps
+    """QAT steps of the row; None of what is not trained so, and in records that do not say."""
+    return row.runs[0].steps if row.variant.method.training == "qat" else None
 
 
 def budgets(rows: Iterable[Row]) -> list[tuple[str, int, str]]:
     """(recipe without its budget, steps, row key) of every trained row whose steps are recorded."""
-    trained = (row for row in rows if row.variant.method.training == "qat" and steps(row))
-    return [(without_budget(row), steps(row), row.key) for row in trained]
+    return [(without_budget(row), steps(row), row.key) for row in rows if steps(row)]
 
 
 def device_seconds(study: Study) -> dict[str, dict[str, float]]:

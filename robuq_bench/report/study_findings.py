@@ -76,7 +76,7 @@ def lines(study: Study) -> Iterator[tuple[str, str, str, list[str]]]:
     """(method, bits, QAT steps, scores under each extractor) of every row."""
     for row in study.rows:
         cells = [_cell(row, extractor) for extractor in study.extractors]
-        yield row.method, row.bits, str(steps(row) or DASH) if row.quantised else DASH, cells
+        yield row.method, row.bits, str(steps(row) or DASH), cells
 
 
 def _cell(row: Row, extractor: str) -> str:
