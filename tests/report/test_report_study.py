@@ -16,7 +16,7 @@ from robuq_bench.measure.engine_records import Kernels
 from robuq_bench.report.expectations import expectations
 from robuq_bench.report.plots import Curve
 from robuq_bench.report.records import Ablation
-from robuq_bench.report.study import Study, budgets, device_seconds, read_study, without_budget
+from robuq_bench.report.study import Study, budgets, device_seconds, read_study, steps, without_budget
 from robuq_bench.report.study_collect import POINTS, thinned
 from robuq_bench.report.study_findings import cut_short
 from robuq_bench.report.study_markdown import MARKS, insert
@@ -159,20 +159,26 @@ def test_long_curves_are_running_means_that_end_at_the_end():
     assert np.diff(found).tolist() == [20.0] * (POINTS - 1)
 
 
+def test_what_is_calibrated_only_has_no_steps(scored):
+    row = scored("minmax_ptq/W4A4", 1.0, steps=1000)
+    method = row.variant.method.model_copy(update={"training": "ptq"})
+    row = row.model_copy(update={"variant": row.variant.model_copy(update={"method": method})})
+    assert steps(row) is None and budgets([row]) == []
+
+
 def test_rows_of_other_budgets_are_told_by_their_steps(scored):
     given = [
         scored("robuq/W1.58A4", 1.0, steps=1000),
         scored("robuq,schedule.steps=3/W1.58A4", 1.0, steps=3000),
         scored("robuq,low_rank.rank=4,schedule.steps=3/W1.58A4", 1.0, steps=3000),
         scored("robuq/W1.58A2", 1.0),
-        scored("minmax_ptq/W4A4", 1.0, steps=1000),
     ]
-    assert [without_budget(row) for row in given][:4] == ["robuq", "robuq", "robuq,low_rank.rank=4", "robuq"]
+    assert [without_budget(row) for row in given] == ["robuq", "robuq", "robuq,low_rank.rank=4", "robuq"]
     assert budgets(given)[:2] == [
         ("robuq", 1000, "robuq/W1.58A4"),
         ("robuq", 3000, "robuq,schedule.steps=3/W1.58A4"),
     ]
-    assert len(budgets(given)) == 3, "of no budget: records that do not say, and what is calibrated only"
+    assert len(budgets(given)) == 3, "records that do not say their steps are of no budget"
 
 
 def test_only_recipes_with_two_budgets_have_a_curve(second, scored):
