@@ -29,15 +29,20 @@ class TimedQuantiser(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor, bucket: int, candidates: int = 16) -> None:
-        """Set the range of `bucket` to the shrunken min-max range with the least squared error on `x`."""
+        """Set the range of `bucket` to the shrunken min-max range with the least squared error on `x`.
+
+        Nothing is read back: a GPU runs ahead.
+        """
         low, high = x.min(), x.max()
-        best = torch.inf
-        for share in torch.linspace(0.3, 1.0, candidates):
-            step, offset = (high - low) * share / (2**self.bits - 1), low * share
-            codes = ((x - offset) / step.clamp_min(1e-6)).round().clamp(0, 2**self.bits - 1)
-            error = (codes * step + offset - x).square().mean().item()
-            if error < best:
-                best, self.step[bucket], self.offset[bucket] = error, step, offset
+        shares = torch.linspace(0.3, 1.0, candidates, device=x.device)
+        steps, offsets = (high - low) * shares / (2**self.bits - 1), low * shares
+        best = torch.stack([self._error(x, *pair) for pair in zip(steps, offsets, strict=True)]).argmin()
+        self.step[bucket], self.offset[bucket] = steps.take(best), offsets.take(best)
+
+    def _error(self, x: Tensor, step: Tensor, offset: Tensor) -> Tensor:
+        """Mean squared error [] of x rounded to the levels of a range."""
+        codes = ((x - offset) / step.clamp_min(1e-6)).round().clamp(0, 2**self.bits - 1)
+        return (codes * step + offset - x).square().mean()
 
 
 def timed_quantisers(model: nn.Module) -> dict[str, TimedQuantiser]:

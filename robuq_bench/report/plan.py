@@ -305,7 +305,10 @@ def _assumptions(estimate: Estimate) -> Iterator[str]:
         f"the model ({estimate.parameters / 1e6:.0f} M parameters) takes {estimate.ratio:.3g} times the operations of "
         f"DiT-{probe.model} at {probe.pixels}x{probe.pixels} and as many times its time; small ones are less efficient"
     )
-    yield "every quantised method trains as fast as RobuQ W1.58A2 with uniform bits; calibration (PTQ) takes no time"
+    yield (
+        "every quantised method trains as fast as RobuQ W1.58A2 with uniform bits, though those outside the fused "
+        "kernels (static ranges, smoothing, groups) take longer; calibration takes no time"
+    )
     if any(plan and plan.checkpointing for plan in (preset.train, preset.qat)):
         yield "recomputing activations costs a third more time"
     yield f"AMPN looks at {PROFILE_IMAGES} images once for every layer and width beside its own"

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from robuq_bench.models.dit import linears, predict
-from robuq_bench.quant.convert import quant_linears
 from robuq_bench.quant.timed import TimedQuantiser
 from robuq_bench.seeds import seed
 from robuq_bench.train.objective import FLOW, draw, loss, noised
@@ -41,18 +40,20 @@ def input_ranges(
 def fit_timed(model: nn.Module, signal: Tensor, labels: Tensor, process: Process = FLOW) -> None:
     """Fit every time-aware quantiser of `model`, interval by interval, to noisy training images of those times.
 
-    Layers see inputs that the layers before them have already quantised, as they will in training.
+    Layers see inputs that the layers before them have already quantised, as they will in training. Images are drawn
+    where `signal` lies and go to the model: some hundred passes over the inputs of every layer in every interval are
+    minutes on a CPU.
     """
-    layers = [q for q in quant_linears(model).values() if isinstance(q.activation_quantiser, TimedQuantiser)]
+    layers = [m for m in model.modules() if isinstance(getattr(m, "activation_quantiser", None), TimedQuantiser)]
     if not layers:
         return
-    buckets = len(layers[0].activation_quantiser.step)
+    buckets, device = len(layers[0].activation_quantiser.step), layers[0].weight.device
     for bucket in range(buckets):
         generator = torch.Generator().manual_seed(seed("calibrate", bucket))
         index = torch.randint(len(signal), (BATCH,), generator=generator)
         noise = torch.randn((BATCH, *signal.shape[1:]), generator=generator)
         time = torch.full((BATCH,), (bucket + 0.5) / buckets)
-        batch = noised(signal[index], labels[index], noise, time, process)
+        batch = noised(signal[index], labels[index], noise, time, process).to(device)
 
         def fit(layer: nn.Module, inputs: tuple[Tensor], bucket: int = bucket) -> None:
             layer.activation_quantiser.fit(layer.hidden(inputs[0]), bucket)

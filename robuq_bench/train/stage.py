@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
         torch=torch.__version__,
     )
     device = use(preset.device, plan.threads)
-    model.to(device)
+    fit_timed(model.to(device), train_set.signal, train_set.labels, train_set.process)
     label = f"train {args.recipe} {args.variant} seed {args.seed}"
     status, reason, losses = "ok", "", []
     with together(device) as world:
@@ -138,6 +138,7 @@ def prepare(
 ) -> tuple[nn.Module, dict[str, int], dict[str, str]]:
     """(the model to train; its activation bits per layer, those of the file or the variant's in all; where it is from).
 
+    Time-aware ranges are yet to be fitted (train.calibrate.fit_timed), on the device that trains.
     Raises BenchError when the start or the file does not fit.
     """
     if (variant.method.training == "none") != (start is None):
@@ -153,11 +154,9 @@ def prepare(
     bits = uniform_bits(model, variant)
     if bits_file is not None:
         bits = read_bits(bits_file, variant, bits)
-    data, process = (train_set.signal, train_set.labels), train_set.process
-    smooths = variant.method.smoothing is not None
-    ranges = input_ranges(model, *data, train_set.shape.classes, process) if smooths else None
+    data = (train_set.signal, train_set.labels, train_set.shape.classes, train_set.process)
+    ranges = input_ranges(model, *data) if variant.method.smoothing is not None else None
     convert(model, variant, bits, run_seed, ranges)
-    fit_timed(model, *data, process)
     return model, bits, source
 
 

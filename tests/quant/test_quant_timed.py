@@ -1,5 +1,6 @@
 """The time-aware quantiser of QuEST (selective finetuning)."""
 
+import pytest
 import torch
 
 from robuq_bench.quant.timed import TimedQuantiser, timed_quantisers, watch_time
@@ -43,6 +44,19 @@ def test_fit_clips_outliers_when_that_pays():
 
     assert error(made) < 0.5 * error(plain)
     assert made.step.tolist()[0] == made.step.tolist()[2] == 1.0, "other intervals are left alone"
+
+
+def test_fit_takes_the_best_of_its_candidates():
+    """Against a search by hand, in float64."""
+    x = torch.randn(999, generator=torch.Generator().manual_seed(1)) ** 3
+    made = TimedQuantiser(3, 1)
+    made.fit(x, 0, candidates=9)
+    low, high, best = x.min().item(), x.max().item(), (float("inf"),)
+    for share in torch.linspace(0.3, 1.0, 9).tolist():
+        step, offset = (high - low) * share / 7, low * share
+        codes = ((x.double() - offset) / step).round().clamp(0, 7)
+        best = min(best, ((codes * step + offset - x).square().mean().item(), step, offset))
+    assert (made.step.item(), made.offset.item()) == pytest.approx(best[1:])
 
 
 def test_the_model_tells_its_quantisers_the_time(converted, batch):

@@ -59,6 +59,15 @@ def test_timed_ranges_follow_the_time(denoiser, variant, signal, labels):
     assert any(len(q.step.unique()) > 10 for q in quantisers), "every interval of time has a range of its own"
 
 
+def test_ranges_are_fitted_where_the_model_is_and_nothing_is_read_back(denoiser, variant, signal, labels):
+    """On the meta device there are no values to read: neither on the way to the model nor for the choice."""
+    model, row = denoiser(), variant("quest_selective/W4A4")
+    convert(model, row, uniform_bits(model, row), 0).to("meta")
+    fit_timed(model, signal, labels)
+    with pytest.raises(RuntimeError, match="meta"):
+        next(iter(timed_quantisers(model).values())).step[0].item()
+
+
 def test_the_teacher_is_the_target(denoiser, signal, labels):
     teacher, student = denoiser(0), denoiser(1)
     batch = draw(signal, labels, 8, 10, 0.1, draw_seed=3)

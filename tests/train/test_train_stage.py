@@ -214,3 +214,19 @@ def test_fingerprint_covers_all_that_a_result_depends_on(full_precision, tmp_pat
     monkeypatch.setattr(stage.provenance, "code_digest", lambda module: "other code")
     other["code"] = fingerprint()
     assert len({base, *other.values()}) == 1 + len(other)
+
+
+def test_ranges_are_fitted_on_the_device_that_trains(full_precision, tmp_path, monkeypatch):
+    """Not before: twenty intervals of every layer took 100 s on two CPU threads, once, for the gpu preset's model."""
+    called = []
+
+    def ends(*_):
+        raise Seen
+
+    monkeypatch.setattr(stage, "use", lambda *_: called.append("device") or "cpu")
+    monkeypatch.setattr(stage, "fit_timed", lambda *_: called.append("ranges"))
+    monkeypatch.setattr(stage, "State", ends)
+    with pytest.raises(Seen):
+        row = ("quest_selective", "W4A4", SHORT)
+        cli.main(arguments(tmp_path, *row, "--start", full_precision / "model.safetensors"))
+    assert called == ["device", "ranges"]
