@@ -15,6 +15,8 @@ TRAINED = ("data", "model", "objective", "latents", "pretrained", "train", "qat"
 """What a trained model depends on."""
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
+RowName = Annotated[str, StringConstraints(pattern=r"^[^/]+/W[\d.]+A\d+$")]
+"""recipe/variant"""
 
 
 class Data(Model):
@@ -142,10 +144,8 @@ class Preset(Model):
     extra_seeds: tuple[NonNegative, ...] | None = Field(
         None, min_length=1, description="of all other rows (full table, ablations); null: the same"
     )
-    seeded: tuple[str, ...] = Field((), description="of the other rows, recipe/variant: those that get `seeds` too")
-    rows: tuple[Annotated[str, StringConstraints(pattern=r"^[^/]+/W[\d.]+A\d+$")], ...] = Field(
-        min_length=1, description="recipe/variant, in table order"
-    )
+    seeded: tuple[RowName, ...] = Field((), description="of the other rows: those that get `seeds` too")
+    rows: tuple[RowName, ...] = Field(min_length=1, description="recipe/variant, in table order")
     ablations: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="what `reproduce_study` ablates: ablation -> variants, in place of its own"
     )

@@ -108,7 +108,9 @@ def open_cache(folder: Path) -> Cache:
         raise BenchError(f"{folder}: no finished latents here; encode the images with `robuq-bench latents`")
     index = read_json(path)
     if not isinstance(index, dict) or index.get("format") != FORMAT or any(key not in index for key in WHAT):
-        raise BenchError(f"{path}: not the index of a cache of this version; {AGAIN}")
+        raise BenchError(
+            f"{path}: not the index of a cache of this version; delete the folder and run `robuq-bench latents` again"
+        )
     cache = Cache(folder, index)
     if sum(shard["n"] for shard in index["shards"]) != len(cache) or len(cache.labels) != len(cache):
         raise BenchError(f"{path}: its counts do not add up; {AGAIN}")

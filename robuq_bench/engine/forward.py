@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from robuq_bench.engine.adaln import KernelModulations, ReferenceModulations
 from robuq_bench.engine.kernels.attention import Shape, attention, chosen
 from robuq_bench.engine.kernels.conditioning import Embedders, condition
-from robuq_bench.engine.kernels.last import last_linear
+from robuq_bench.engine.kernels.last import fits, last_linear
 from robuq_bench.engine.layers import KernelLinear, ReferenceLinear
 from robuq_bench.engine.layout import EMBEDDER, TIME_CHANNELS
 from robuq_bench.engine.packed import Stored
@@ -57,7 +57,8 @@ class Forward:
         self.beside = Beside() if gpu else InOrder()
         self._outer(stored.rest, device)
         self.condition = partial(condition, embedders=self.embedders) if gpu else self._condition
-        self.images = self._images_on_gpu if gpu else self._images
+        outputs = card.shape.outputs * model.patch**2
+        self.images = self._images_on_gpu if gpu and fits(model.width, outputs, self.side) else self._images
 
     def _outer(self, rest: dict[str, Tensor], device: torch.device) -> None:
         """Take over everything outside the blocks' linears."""
@@ -135,7 +136,7 @@ class Forward:
         """[B T, width] -> [B, C, H, W]: LayerNorm, then the modulated last linear."""
         batch, side, patch = len(bias), self.side, self.patch
         normal = F.layer_norm(hidden, hidden.shape[-1:], eps=EPSILON_OUT).view(batch, side * side, -1)
-        out = torch.baddbmm(bias[:, None], normal, weight.transpose(1, 2))
+        out = torch.bmm(normal, weight.transpose(1, 2)) + bias[:, None]
         patches = out.view(batch, side, side, patch, patch, -1).permute(0, 5, 1, 3, 2, 4)
         return patches.reshape(batch, -1, side * patch, side * patch)
 

@@ -116,17 +116,21 @@ def side_by_side(group: Sequence[Worker], plan: Plan) -> Iterator[Throughput]:
         if ready[worker.task] is None:
             worker.end(patience=0)
     for worker in group:
-        answer = ready[worker.task]
+        answer, lost = ready[worker.task], f"its process died, or was not ready within {plan.patience:g} s"
         if answer == READY:
-            answer = _timed(worker)
-        lost = f"its process died, or was not ready within {plan.patience:g} s"
+            answer, lost = _timed(worker), f"its process died, or was not timed within {TIMING_SECONDS:g} s"
         yield answer if isinstance(answer, Throughput) else missing(worker.task, lost)
     end_all(group)
 
 
 def _timed(worker: Worker) -> object:
-    worker.channel.send("go")
-    return worker.answer(TIMING_SECONDS)
+    """The worker's row; None, and the worker is ended, when it has none in time."""
+    with suppress(OSError):  # of one that has died
+        worker.channel.send("go")
+    answer = worker.answer(TIMING_SECONDS)
+    if answer is None:
+        worker.end(patience=0)
+    return answer
 
 
 def missing(task: Task, reason: str) -> Throughput:

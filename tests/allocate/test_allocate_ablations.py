@@ -45,6 +45,11 @@ def test_nothing_left_to_compare(ablations, refused):
     refused(lambda: for_preset(load_preset("smoke"), "allocation", short), "ablation allocation: ")
 
 
+def test_a_seeded_row_is_one_of_the_study(ablations, refused):
+    preset = load_preset("smoke", "seeded=[robuk/W1.58A2]")
+    refused(lambda: study_rows(preset, ablations, full_rows()), "seeded: 'robuk/W1.58A2' is no row")
+
+
 def test_the_study_has_every_row_once(ablations):
     preset = load_preset("smoke", "ablations.rotation=[W1.58A2],ablations.construction=[W1.58A4]")
     rows = study_rows(preset, ablations, full_rows())

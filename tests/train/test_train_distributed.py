@@ -88,7 +88,9 @@ def test_a_lost_process_is_one_line_and_the_same_command_goes_on(pair, tmp_path,
     while not [*tmp_path.glob("state/step*.pt")]:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
-    os.kill(process_of_rank(1, tmp_path), signal.SIGKILL)
+    lost = process_of_rank(1, tmp_path)
+    assert lost, "it ended before it could be lost"
+    os.kill(lost, signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     lines = said(errors)
     assert process.returncode == 2 and "Traceback" not in errors and len(lines) == 1

@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
+
+from robuq_bench.allocate.ablations import study_rows
+from robuq_bench.config.ablation import load_ablations
+from robuq_bench.config.preset import load_preset
+from robuq_bench.config.recipe import full_rows
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(300)]
@@ -43,11 +47,11 @@ def test_the_ablations_that_the_preset_names_and_no_others(project):
     assert jobs["train"] == jobs["evaluate"] == jobs["measure"] == sum(rows.values())
 
 
-def test_the_gpu_preset_trains_headline_rows_three_times(project):
-    jobs = planned(dry_run(project, "preset=gpu", "set=data.path=/nowhere,ablations={}", "gpus=2"))
-    preset = yaml.safe_load((ROOT / "config/gpu.yaml").read_text())
-    recipes = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "baselines").glob("*.yaml")}
-    full = {f"{name}/{variant}" for name, recipe in recipes.items() for variant in recipe["variants"]}
-    thrice = full & {*preset["rows"], *preset["seeded"]} - {"full_precision/W32A32"}
-    assert jobs["train"] == 3 * len(thrice) + len(full - thrice) and jobs["reference"] == 1
+def test_the_gpu_preset_trains_headline_rows_three_times(project, in_root):
+    jobs = planned(dry_run(project, "preset=gpu", "set=data.path=/nowhere", "gpus=2"))
+    preset = load_preset("gpu")
+    rows = {*study_rows(preset, load_ablations(), full_rows())}
+    thrice = rows & {*preset.rows, *preset.seeded} - {"full_precision/W32A32"}
+    assert len(thrice) == len(preset.rows) - 1 + len(preset.seeded)
+    assert jobs["train"] == 3 * len(thrice) + len(rows - thrice) and jobs["reference"] == 1
     assert jobs["train"] == jobs["export"] == jobs["sample"] == jobs["evaluate"]

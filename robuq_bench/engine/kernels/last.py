@@ -24,8 +24,12 @@ class _Arguments(ctypes.Structure):
 
 
 def source_and_macros(width: int, outputs: int, patch: int) -> tuple[str, dict[str, int]]:
-    macros = {"WIDTH": width, "OUTPUTS": outputs, "PATCH": patch, "WARPS": min(MOST_WARPS, width // 32)}
+    macros = {"WIDTH": width, "OUTPUTS": outputs, "PATCH": patch, "WARPS": _warps(width)}
     return jit.read_source("last.cu"), macros
+
+
+def _warps(width: int) -> int:
+    return min(MOST_WARPS, width // 32)
 
 
 @functools.cache
@@ -59,5 +63,5 @@ def last_linear(tokens: Tensor, weight: Tensor, bias: Tensor, patch: int, epsilo
     out = torch.empty(batch, outputs // patch**2, side * patch, side * patch, device=tokens.device)
     kernel = _kernel(width, outputs, patch, tokens.device)
     arguments = _Arguments(*map(jit.pointer, (tokens, weight, bias, out)), side, epsilon)
-    kernel(len(tokens) // TOKENS, 32 * min(MOST_WARPS, width // 32), arguments)
+    kernel(len(tokens) // TOKENS, 32 * _warps(width), arguments)
     return out
