@@ -17,6 +17,8 @@ from torch import nn
 from robuq_bench.cli import SERVER
 from robuq_bench.config.preset import DiT
 from robuq_bench.config.recipe import Variant, load_recipe, load_variant
+from robuq_bench.engine.kernels import jit
+from robuq_bench.errors import BenchError
 from robuq_bench.models import dit
 from robuq_bench.models.checkpoint import Card
 from robuq_bench.quant.convert import convert, uniform_bits
@@ -168,3 +170,14 @@ def refused() -> Callable[..., str]:
         return message
 
     return check
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """A compiler of CUDA C++, with a cache of its own: the folder. Skips where there is none."""
+    try:
+        jit.nvrtc()
+    except BenchError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("ROBUQ_BENCH_CACHE", str(tmp_path))
+    return tmp_path

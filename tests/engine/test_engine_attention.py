@@ -52,15 +52,6 @@ def test_two_stages_fit_into_a_block_of_hopper():
     assert not StreamKernel(XL, 256).fits("sm_80", 232448)
 
 
-@pytest.fixture
-def compiler(tmp_path, monkeypatch):
-    try:
-        jit.nvrtc()
-    except BenchError as error:
-        pytest.skip(str(error))
-    monkeypatch.setenv("ROBUQ_BENCH_CACHE", str(tmp_path))
-
-
 @pytest.mark.parametrize(
     ("arch", "kernel"),
     [

@@ -27,16 +27,6 @@ SHARED = {"sm_80": 166912, "sm_89": 101376, "sm_90a": 232448}  # bytes a block c
 SIZES = [(4, 32), (12, 32), (24, 32), (48, 32), (48, 64), (32, 32), (32, 128), (36, 32), (36, 128), (9, 128), (1, 128)]
 
 
-@pytest.fixture
-def compiler(tmp_path, monkeypatch):
-    try:
-        jit.nvrtc()
-    except BenchError as error:
-        pytest.skip(str(error))
-    monkeypatch.setenv("ROBUQ_BENCH_CACHE", str(tmp_path))
-    return tmp_path
-
-
 @pytest.mark.parametrize("epilogue", ["none", "gelu", "gate"])
 @pytest.mark.parametrize(
     ("arch", "tile"),

@@ -4,17 +4,7 @@ import pytest
 
 from robuq_bench import cli
 from robuq_bench.engine.kernels import jit
-from robuq_bench.errors import BenchError
 from robuq_bench.measure.engine_rates import INSTRUCTIONS, source_and_macros
-
-
-@pytest.fixture
-def compiler(tmp_path, monkeypatch):
-    try:
-        jit.nvrtc()
-    except BenchError as error:
-        pytest.skip(str(error))
-    monkeypatch.setenv("ROBUQ_BENCH_CACHE", str(tmp_path))
 
 
 @pytest.mark.parametrize("instruction", INSTRUCTIONS, ids=lambda i: f"{i.unit} {i.name}")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from robuq_bench.measure.probe_parts import Images
 from robuq_bench.metrics import load_extractor
 from robuq_bench.metrics.frechet import Moments, frechet_distance, moments
 from robuq_bench.metrics.neighbours import precision_recall
@@ -52,19 +53,6 @@ def test_precision_and_recall(sets):
     theirs = metric_prc.prc_features_to_metric(fake, real, verbose=False)
     ours = precision_recall(real=sets[0], fake=sets[1])
     assert ours == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-6)
-
-
-class Images(torch.utils.data.Dataset):
-    """uint8 [N, H, W, 3] as torch-fidelity takes them."""
-
-    def __init__(self, images: np.ndarray):
-        self.images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.images[index]
 
 
 def stripes(rng, n: int, side: int = 48) -> np.ndarray:

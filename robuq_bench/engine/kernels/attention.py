@@ -52,7 +52,7 @@ class ShortKernel:
 
     shape: Shape
     parts: int = 2
-    files = ("attention.cu",)
+    files = ("attention_common.cuh", "attention.cu")
 
     @property
     def threads(self) -> int:
@@ -89,7 +89,7 @@ class StreamKernel:
     queries: int
     stages = 2
     threads = 384
-    files = ("gemm_hopper.cuh", "attention_wgmma.cu")
+    files = ("gemm_hopper.cuh", "attention_common.cuh", "attention_wgmma.cu")
 
     @property
     def macros(self) -> dict[str, int]:

@@ -17,18 +17,6 @@ constexpr int CHUNKS = DIM / 8, PITCH = (CHUNKS | 1) * 16, SHARE = TOKENS / PART
 constexpr int THREADS = PARTS * 128;
 static_assert(DIM % 8 == 0 && TOKENS % 64 == 0, "shape");
 
-__device__ __forceinline__ unsigned bf16_pair(float low, float high) {
-  unsigned pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-
-__device__ __forceinline__ float power_of_two(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 template <bool TRANSPOSED>
 __device__ __forceinline__ void load4(unsigned (&r)[4], unsigned at) {
   if (TRANSPOSED)

@@ -29,18 +29,6 @@ constexpr int HEAD = BOX * 128, REST = BOX * (CHUNKS - 8) * 16, RESTS_AT = STAGE
 static_assert((DIM == 64 || DIM == 72) && TOKENS % PART == 0 && PART % BOX == 0, "shape");
 static_assert(ROUNDS * 64 * GROUPS == QUERIES && TILES * QUERIES == TOKENS, "items");
 
-__device__ __forceinline__ unsigned bf16_pair(float low, float high) {
-  unsigned pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-
-__device__ __forceinline__ float power_of_two(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // The same in all lanes; the compiler is told so, and keeps descriptors in uniform registers.
 __device__ __forceinline__ unsigned uniform(unsigned v) { return __shfl_sync(~0u, v, 0); }
 
