@@ -33,13 +33,14 @@ def for_preset(preset: Preset, name: str, ablation: Ablation) -> tuple[Ablation,
 def study_rows(preset: Preset, ablations: Mapping[str, Ablation], full: Iterable[str]) -> list[str]:
     """Every "recipe/variant" of a preset's study, once: its rows, those of the full table, and of its ablations.
 
-    Raises BenchError for a seeded row that is none of them, and as `for_preset` does.
+    Raises BenchError for a row in `seeded` or `more_seeds` that is none of them, and as `for_preset` does.
     """
     plans = [for_preset(preset, name, ablations[name])[0] for name in preset.ablations]
     ablated = [f"{recipe}/{variant}" for plan in plans for _, recipe, variant in plan.rows()]
     rows = dict.fromkeys([*preset.rows, *full, *ablated])
-    if strange := [row for row in preset.seeded if row not in rows]:
-        raise BenchError(
-            f"seeded: '{strange[0]}' is no row of the preset's study; correct it, or add an ablation with it"
-        )
+    for name in ("seeded", "more_seeds"):
+        if strange := [row for row in getattr(preset, name) if row not in rows]:
+            raise BenchError(
+                f"{name}: '{strange[0]}' is no row of the preset's study; correct it, or add an ablation with it"
+            )
     return list(rows)

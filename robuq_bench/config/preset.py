@@ -145,6 +145,9 @@ class Preset(Model):
         None, min_length=1, description="of all other rows (full table, ablations); null: the same"
     )
     seeded: tuple[RowName, ...] = Field((), description="of the other rows: those that get `seeds` too")
+    more_seeds: dict[RowName, tuple[NonNegative, ...]] = Field(
+        default_factory=dict, description="of single rows: training seeds beyond those they have anyway"
+    )
     rows: tuple[RowName, ...] = Field(min_length=1, description="recipe/variant, in table order")
     ablations: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="what `reproduce_study` ablates: ablation -> variants, in place of its own"
@@ -176,6 +179,9 @@ class Preset(Model):
             given = getattr(self, name) or ()
             if len(set(given)) < len(given):
                 raise ValueError(f"{name}: one stands twice")
+        for row in self.more_seeds:
+            if len(set(given := self.seeds_of(row))) < len(given):
+                raise ValueError(f"more_seeds: {row} has one of these seeds already, or it stands twice")
         return self
 
     @property
@@ -186,7 +192,7 @@ class Preset(Model):
     def seeds_of(self, row: str) -> tuple[int, ...]:
         """Training seeds of "recipe/variant"."""
         all_seeds = self.extra_seeds is None or row in (*self.rows, *self.seeded)
-        return self.seeds if all_seeds else self.extra_seeds
+        return (*(self.seeds if all_seeds else self.extra_seeds), *self.more_seeds.get(row, ()))
 
 
 def load_preset(name: str, changes: str = "", folder: Path = FOLDER) -> Preset:

@@ -49,4 +49,5 @@ def read_available(folder: Path, preset: Preset, rows: Iterable[str]) -> tuple[R
 
 
 def _read(folder: Path, preset: Preset, have: tuple[int, ...], weights: bool, rows: list[str]) -> Results:
-    return read_results(folder, preset.model_copy(update={"seeds": have, "extra_seeds": have}), rows, weights)
+    only = preset.model_copy(update={"seeds": have, "extra_seeds": have, "more_seeds": {}})
+    return read_results(folder, only, rows, weights)

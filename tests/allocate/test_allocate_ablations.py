@@ -48,6 +48,8 @@ def test_nothing_left_to_compare(ablations, refused):
 def test_a_seeded_row_is_one_of_the_study(ablations, refused):
     preset = load_preset("smoke", "seeded=[robuk/W1.58A2]")
     refused(lambda: study_rows(preset, ablations, full_rows()), "seeded: 'robuk/W1.58A2' is no row")
+    preset = preset.model_copy(update={"seeded": (), "more_seeds": {"robuk/W1.58A2": (3,)}})
+    refused(lambda: study_rows(preset, ablations, full_rows()), "more_seeds: 'robuk/W1.58A2' is no row")
 
 
 def test_the_study_has_every_row_once(ablations):

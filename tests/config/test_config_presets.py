@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from robuq_bench.config.preset import load_preset, schema
+from robuq_bench.config.base import build
+from robuq_bench.config.preset import Preset, load_preset, schema
 from robuq_bench.config.recipe import load_variant
 from robuq_bench.files import write_json
 
@@ -165,6 +166,14 @@ def test_rows_outside_the_preset_may_have_seeds_of_their_own():
     seeded = load_preset("quick", "seeds=[0,1,2],extra_seeds=[0],seeded=[terdit/W1.58A32]")
     assert seeded.seeds_of("terdit/W1.58A32") == (0, 1, 2) and seeded.seeds_of("plain_qat/W4A4") == (0,)
     assert load_preset("quick", "seeds=[0,1]").seeds_of("terdit/W1.58A32") == (0, 1)
+
+
+def test_single_rows_may_have_more_seeds(refused):
+    gpu = load_preset("gpu")
+    assert gpu.seeds_of("robuq/W1.58A2") == (0, 1, 2, 3, 4, 5) and gpu.seeds_of("robuq/W1.58A3") == (0, 1, 2)
+    known = gpu.model_dump()
+    twice = known | {"more_seeds": {"robuq/W1.58A2": (2, 3)}}
+    refused(lambda: build(Preset, twice, "gpu"), "more_seeds: robuq/W1.58A2 has one of these seeds already")
 
 
 @pytest.fixture

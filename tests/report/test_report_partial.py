@@ -25,6 +25,15 @@ def test_seeds_that_are_there_count(lab):
     assert left_out == {"alpha/W1.58A2": "seed 2 not run", "beta/W1.58A2": "seed 1, 2 not run"}
 
 
+def test_more_seeds_of_a_single_row(lab):
+    lab.preset(seeds=[0, 1], more_seeds={"alpha/W1.58A2": [2, 3]})
+    for seed, distance in ((1, 2.5), (2, 2.75)):
+        lab.run("alpha/W1.58A2", seed, FD=distance)
+    results, left_out = read_available(lab.results, load_preset("tiny"), ROWS)
+    assert results.rows[1].figures["FD"].values == (2.25, 2.5, 2.75) and len(results.rows[2].runs) == 1
+    assert left_out == {"alpha/W1.58A2": "seed 3 not run", "beta/W1.58A2": "seed 1 not run"}
+
+
 def test_no_row_at_all_is_one_line(lab, refused):
     refused(lambda: read_available(lab.results, load_preset("tiny"), ["alpha/W1.58A4"]), "no run of these rows")
 

@@ -31,7 +31,7 @@ rule ablate:
         name="|".join(COLLECTED),
     params:
         code=code("ablate"),
-        settings=settings("seeds", "extra_seeds", "seeded"),
+        settings=settings("seeds", "extra_seeds", "seeded", "more_seeds"),
         ablation=lambda w: fitting(w).model_dump_json(),
         which=lambda w: f"--sweep {shlex.quote(SWEEP)}" if w.name == SWEPT else f"--name {w.name}",
         results=lambda w: f"results/{w.preset}",

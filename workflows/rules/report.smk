@@ -19,7 +19,7 @@ rule table:
         table="table|table_full",
     params:
         code=code("table"),
-        settings=settings("seeds", "extra_seeds", "seeded"),
+        settings=settings("seeds", "extra_seeds", "seeded", "more_seeds"),
         rows=table_rows,
         recipes=lambda w: [
             checked(load_row, preset(w.preset), *row.rsplit("/", 1)).model_dump_json() for row in table_rows(w)
@@ -51,7 +51,7 @@ rule page:
         page="|".join(TABLES),
     params:
         code=code("report"),
-        settings=settings("title", "seeds", "extra_seeds", "seeded", "sample", "anchors"),
+        settings=settings("title", "seeds", "extra_seeds", "seeded", "more_seeds", "sample", "anchors"),
         results=lambda w, input: Path(input.table).parent,
         ablations=lambda w, input: [f"--ablation {path}" for path in input.ablations],
         set=SET,

@@ -10,7 +10,7 @@ rule study_rows:
         "<logs>/{preset}/study_rows.log",
     params:
         code=code("study-rows"),
-        settings=settings("title", "seeds", "extra_seeds", "seeded"),
+        settings=settings("title", "seeds", "extra_seeds", "seeded", "more_seeds"),
         rows=lambda w: shlex.join(study_plan(w)),
         results=lambda w: f"results/{w.preset}",
         set=SET,
