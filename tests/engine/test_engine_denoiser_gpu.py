@@ -162,6 +162,26 @@ def test_sampling_on_the_engine(path, in_root):
     assert (some == images[[5, 1]]).all()
 
 
+def test_images_that_the_kernel_of_the_last_linear_does_not_take(variant, tmp_path):
+    """RGB at patch 2, 12 values a token: torch puts the image together, within bfloat16 of the reference."""
+    row, size, shape = variant(ROWS[0]), SIZES["S"], Shape(size=16, channels=3, classes=10)
+    bits = {f"blocks.{i}.{kind}": MIXED[kind] for i in range(size.depth) for kind in LINEARS}
+    standin(size, shape, row, bits, tmp_path / "rgb.safetensors")
+    graphed, plain, reference = (
+        deploy(tmp_path / "rgb.safetensors", device, graphs=graphs)
+        for device, graphs in (("cuda", True), ("cuda", False), ("cpu", False))
+    )
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2 * 64, size.width, generator=generator).bfloat16()
+    conditioning = torch.randn(2, size.width, generator=generator)
+    mine, exact = plain._forward, reference._forward
+    got = mine.images(hidden.cuda(), *mine._last_linear(conditioning.cuda()))
+    assert error(got, exact.images(hidden.float(), *exact._last_linear(conditioning))) < 0.01
+    given = torch.randn(2, 3, 16, 16, device="cuda"), torch.rand(2, device="cuda") * 1000, torch.tensor([3, 10])
+    output = graphed(*given).sample
+    assert output.shape == given[0].shape and output.isfinite().all() and torch.equal(output, plain(*given).sample)
+
+
 def test_weights_stay_packed(path):
     """Two bits a weight in memory; what is not ternary is small beside them at a width of 1152."""
     file = path("XL")
