@@ -18,9 +18,11 @@ def headline(table: Table) -> str:
     best = next((row for row in table.rows if row.rank == 1), None)
     if best is None:
         return "No quantised row came through: every one diverged."
-    count = sum(row.competes for row in table.rows)
+    quantised = [row for row in table.rows if row.quantised]
+    count = sum(row.competes for row in quantised)
     full = next((row for row in table.rows if not row.quantised and row.status == "ok"), None)
-    ahead = "the only quantised row that did not diverge" if count == 1 else f"the best of {count} quantised rows"
+    lost = " that did not diverge" if len(quantised) > count else ""
+    ahead = f"the only quantised row{lost}" if count == 1 else f"the best of {count} quantised rows"
     against = f" against {table.text(full, 'FD')} in full precision" if full else ""
     return (
         f"{best.name} is {ahead}: {table.name('FD')} {table.text(best, 'FD')}{against}, "

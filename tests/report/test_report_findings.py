@@ -28,7 +28,12 @@ def test_headline(table):
 
 def test_headline_without_full_precision(table):
     found = headline(table("--rows", "beta/W1.58A2"))
-    assert found.startswith("Beta W1.58A2 is the only quantised row that did not diverge: FD-Pixels 4.500, where")
+    assert found.startswith("Beta W1.58A2 is the only quantised row: FD-Pixels 4.500, where")
+
+
+def test_headline_when_one_came_through(lab, table):
+    lab.run("alpha/W1.58A2", diverged="nan")
+    assert headline(table()).startswith("Beta W1.58A2 is the only quantised row that did not diverge: FD-Pixels 4.500")
 
 
 def test_headline_when_all_diverged(lab, table):
