@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import IO
+from typing import IO, NoReturn
 
 from robuq_bench.errors import BenchError
 
@@ -38,9 +38,14 @@ def run(args: argparse.Namespace) -> None:
     with ExitStack() as stack:
         # The first process speaks for all; what the others say is kept, should one of them fail alone.
         said = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(args.processes - 1)]
+        signal.signal(signal.SIGTERM, _stop)
         processes = start(command, args.processes, said)
         try:
             failed = first_to_fail(processes)
+        except BaseException:  # told to stop: so are they, or they would go on alone and keep their GPUs
+            for process in processes:
+                process.terminate()
+            raise
         finally:
             end(processes)
     if failed is not None:
@@ -72,6 +77,10 @@ def first_to_fail(processes: Sequence[subprocess.Popen]) -> int | None:
         if all(code == 0 for code in codes):
             return None
         time.sleep(POLL)
+
+
+def _stop(number: int, _frame: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def end(processes: Sequence[subprocess.Popen]) -> None:

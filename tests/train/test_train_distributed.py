@@ -105,6 +105,22 @@ def test_a_lost_process_is_one_line_and_the_same_command_goes_on(pair, tmp_path,
     assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
 
 
+def test_who_stops_the_launcher_stops_its_processes(tmp_path):
+    """As a scheduler or a user does: none goes on alone, and what was saved is kept."""
+    line = command(tmp_path, PLAN.replace("steps=100,", "steps=100000,"))
+    process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not [*tmp_path.glob("state/step*.pt")]:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    ranks = [process_of_rank(rank, tmp_path) for rank in (0, 1)]
+    assert all(ranks)
+    process.terminate()
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert not [rank for rank in ranks if Path(f"/proc/{rank}").exists()]
+    assert [*tmp_path.glob("state/step*.pt")]
+
+
 def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path, warm):
     done = run(warm, tmp_path, PLAN + ",train.batch=33")
     assert done.returncode == 2 and "Traceback" not in done.stderr
