@@ -95,12 +95,14 @@ def together(device: str) -> Iterator[World]:
     if size == 1:
         yield ALONE
         return
+    cuda = device == "cuda"
+    # The GPU that this process has claimed: left to itself NCCL takes that of its rank for `wait`, and with two GPUs in
+    # a process the processes may wait for each other for ever when they end.
+    own = torch.device("cuda", torch.cuda.current_device()) if cuda else None
     with _others():
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
-    try:
-        yield World(dist.get_rank(), size)
-    finally:
-        dist.destroy_process_group()
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE, device_id=own)
+    yield World(dist.get_rank(), size)
+    dist.destroy_process_group()  # not after an error: NCCL would wait for the others, who wait for this process
 
 
 @contextmanager

@@ -73,8 +73,7 @@ def train(
     part = world.part(plan.batch)
     world.share(list(model.parameters()))
     update = Update(model, plan, teacher, process, world)
-    captured = signal.is_cuda and world.size == 1
-    run = Captured(update) if captured else update
+    run = Captured(update) if signal.is_cuda else update
     every = CHECK_EVERY if signal.is_cuda else 1
     pending: list[Tensor] = []  # losses not yet read: reading one waits for the GPU
     with quick(model, plan), checkpointed(model, plan.checkpointing):
@@ -85,7 +84,7 @@ def train(
                 drawn = seed("batch", run_seed, step)
                 batch = draw(signal, labels, plan.batch, no_class, plan.label_dropout, drawn, process, part)
                 select(model, phases, step / plan.steps)
-                if warm and warm.at(step / plan.steps) and captured:
+                if warm and warm.at(step / plan.steps) and signal.is_cuda:
                     run = Captured(update)  # a recording holds the bits it was made with
                 run.prepare(step, learning_rate(step, plan))
                 pending.append(run(batch))

@@ -13,6 +13,7 @@ import torch
 
 from robuq_bench.files import read_json
 from robuq_bench.models import checkpoint
+from robuq_bench.train import distributed
 from robuq_bench.train.distributed import ALONE, World
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +120,53 @@ def test_who_stops_the_launcher_stops_its_processes(tmp_path):
     assert process.wait(timeout=30) == 128 + signal.SIGTERM
     assert not [rank for rank in ranks if Path(f"/proc/{rank}").exists()]
     assert [*tmp_path.glob("state/step*.pt")]
+
+
+def test_torchrun_starts_the_same_run(pair, tmp_path, warm):
+    """As docs/paper.md writes it: its own options, `--`, the verb and its options."""
+    [python, _, module, *verb] = command(tmp_path, processes=None, log=tmp_path / "log.txt")
+    line = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", module, *verb]
+    done = subprocess.run(line, cwd=ROOT, env=warm, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected, actual = weights(pair), weights(tmp_path)
+    assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
+
+
+def test_a_mistake_of_one_process_ends_all_in_its_line(tmp_path, warm):
+    """The lead alone writes: the other must not wait for it."""
+    (tmp_path / "file").write_text("")
+    done = run(warm, tmp_path, curve=tmp_path / "file/curve.json")
+    lines = said(done.stderr)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and len(lines) == 1
+    assert "file" in lines[0] and "lost" not in lines[0]
+
+
+@pytest.fixture
+def group(monkeypatch):
+    """What a process of two asks of torch.distributed, in order; of two GPUs it has the second."""
+    asked = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(
+        distributed.dist, "init_process_group", lambda *backend, **facts: asked.append((backend, facts))
+    )
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: asked.append("destroyed"))
+    return asked
+
+
+def test_a_group_of_gpus_is_bound_to_the_claimed_ones(group):
+    with distributed.together("cuda") as world:
+        assert (world.rank, world.size) == (0, 2)
+    (backend, facts), last = group
+    assert backend == ("nccl",) and facts["device_id"] == torch.device("cuda", 1) and last == "destroyed"
+
+
+def test_after_an_error_nobody_waits_for_the_others(group):
+    with pytest.raises(ZeroDivisionError), distributed.together("cpu"):
+        raise ZeroDivisionError
+    ((backend, facts),) = group
+    assert backend == ("gloo",) and facts["device_id"] is None
 
 
 def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path, warm):
