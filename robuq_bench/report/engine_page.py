@@ -188,5 +188,5 @@ def missing(kernels: Kernels, table: ForwardTable) -> list[tuple[str, str]]:
     have = {row.key for row in table.rows}
     for model, method, batches in ORDER:
         if left := [str(batch) for batch in batches if (model, method, batch) not in have]:
-            rows.append((f"{method}, {model}, batch {' and '.join(left)}", "not asked for in this run"))
+            rows.append((f"{method}, {model}, batch {', '.join(left)}", "not asked for in this run"))
     return rows + [(f"rate of {rate.instruction}", rate.reason) for rate in kernels.rates.rates if rate.reason]

@@ -169,7 +169,7 @@ def test_the_page_is_whole_deterministic_and_escaped(kernels, table):
     assert page == render(kernels, table)
     assert "library &lt;refuses&gt;" in page and "<refuses>" not in page
     assert "<li>W1.58: attention in bf16.</li>" in page
-    assert "<dt>W1.58A2, XL/2, batch 16 and 1</dt><dd>not asked for in this run</dd>" in page
+    assert "<dt>W1.58A2, XL/2, batch 16, 1, 256</dt><dd>not asked for in this run</dd>" in page
     assert "no torchao here" in page and "off by 0.5" in page
     assert not re.search(r"(?:src|href)=[\"']https?:", page)
     assert page.count("<svg ") == 3
