@@ -9,8 +9,10 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
+from unittest.mock import patch
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -136,6 +138,11 @@ def held_seconds() -> float:
     """Seconds of GPU time that this process has taken so far; of a shared GPU its part."""
     seconds = _held["seconds"] + (time.monotonic() - _held["since"] if _claimed else 0.0)
     return round(seconds / jobs_per_gpu(), 3)
+
+
+def hidden() -> AbstractContextManager:
+    """Hide GPUs from packages that look for one when imported: CUDA, once awake, does not survive a fork."""
+    return patch.multiple(torch.cuda, is_available=lambda: False, device_count=lambda: 0)
 
 
 def describe(device: str) -> str:

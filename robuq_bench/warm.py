@@ -19,7 +19,6 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from unittest.mock import patch
 
 from robuq_bench import provenance
 from robuq_bench.cli import SERVER, VERBS, main
@@ -52,11 +51,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _import() -> None:
-    """Import the stages, hiding GPUs from packages that look for them: CUDA, once awake, does not survive a fork."""
-    import torch
+    """Import the stages."""
+    from robuq_bench.devices import hidden
 
-    hidden = patch.multiple(torch.cuda, is_available=lambda: False, device_count=lambda: 0)
-    with hidden, contextlib.suppress(ImportError):  # a stage whose packages are missing says so when it is called
+    with hidden(), contextlib.suppress(ImportError):  # a stage whose packages are missing says so when it is called
         for verb in IMPORTED:
             importlib.import_module(VERBS[verb])
     gc.freeze()  # pages of what is imported stay shared

@@ -1,10 +1,12 @@
 """Run measurements in processes of their own: a wave gets ready side by side, then each is timed alone."""
 
+import functools
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 from robuq_bench.measure.engine_records import Forward
@@ -40,13 +42,22 @@ class Worker:
 
 
 def start(target: Callable, task: Task, plan: Plan) -> Worker:
-    """`target(task, plan, channel)` in a fresh process: CUDA does not survive a fork."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=target, args=(task, plan, theirs), daemon=True)
+    """`target(task, plan, channel)` in a process that no other has touched the GPU in."""
+    ours, theirs = multiprocessing.Pipe()
+    process = _context().Process(target=target, args=(task, plan, theirs), daemon=True)
     process.start()
     theirs.close()
     return Worker(task, process, ours)
+
+
+@functools.cache
+def _context() -> BaseContext:
+    """Processes are forks of a server that has imported what they need: dozens that import at once take a minute."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["robuq_bench.measure.engine_forks"])
+    return context
 
 
 def wave(tasks: Sequence[Task], models: Sequence[Task], plan: Plan, seconds: float, begin: Start = start) -> Rows:

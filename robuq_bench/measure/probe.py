@@ -157,7 +157,7 @@ def _measure(name: str, part: Part, plan: Plan, channel: Connection) -> Throughp
     ready = fitting(part)
     peak = torch.cuda.max_memory_allocated()  # now: what a CUDA graph takes when replayed is not counted
     release()
-    facts = {"setup": round(time.perf_counter() - begun, 1), "peak_bytes": peak}
+    facts = {"setup": time.perf_counter() - begun, "peak_bytes": peak}
     channel.send(READY)
     channel.recv()
     for turn in range(WARM_UP):  # now: a training step is recorded as a CUDA graph while others need no memory

@@ -1,5 +1,7 @@
 """A whole-forward measurement, here on the CPU with clocks and memory counters that stand still."""
 
+import multiprocessing
+import os
 import time
 from multiprocessing import Pipe
 
@@ -178,3 +180,18 @@ def test_a_wave_times_one_after_the_other_and_names_the_dead(tmp_path):
         theirs["good"].recv()
     assert rows[1].status == rows[2].status == "failed" and "not ready within" in rows[2].reason
     assert rows[3].status == "not available"
+
+
+def tell(task, plan, channel):
+    channel.send((os.getppid(), torch.cuda._is_in_bad_fork()))
+    channel.recv()
+
+
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs forks")
+def test_processes_are_forks_of_a_server_that_has_not_woken_cuda():
+    some = [waves.start(tell, None, None) for _ in range(2)]
+    (parent, spoilt), again = (one.answer(100) for one in some)
+    for one in some:
+        one.channel.send("go")
+    waves.end_all(some)
+    assert parent != os.getpid() and not spoilt and again == (parent, False)

@@ -16,5 +16,6 @@ def test_parts_are_timed_in_processes_of_their_own(tmp_path, in_root):
     assert cli.main(["probe", "--part", *parts, "--repeats", "5", "--out", str(out)]) == 0
     probe = build(Probe, read_json(out), str(out))
     features, inception = probe.parts
+    assert features.times, features.reason
     assert features.images_per_s > 100 and features.peak_bytes > 1e7
     assert inception.times is None and "--inception" in inception.reason
