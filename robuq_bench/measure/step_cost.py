@@ -1,4 +1,7 @@
-"""What fake quantisation costs in training: the step of each variant against the full-precision step, in one run."""
+"""What fake quantisation costs in training: the step of each variant against the full-precision step, in one run.
+
+Under `robuq-bench launch` or torchrun several GPUs share each step, as they do in training.
+"""
 
 import argparse
 import time
@@ -23,6 +26,7 @@ from robuq_bench.models.dit import Shape, build, predict
 from robuq_bench.progress import Bar
 from robuq_bench.quant.convert import convert, uniform_bits
 from robuq_bench.train.captured import WARMUP, Captured
+from robuq_bench.train.distributed import ALONE, World, together
 from robuq_bench.train.objective import Batch, draw
 from robuq_bench.train.update import Update, quick
 
@@ -70,7 +74,7 @@ def size_of(name: str) -> Size:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", required=True, help=f"model: {', '.join(SIZES)}, gpu; all but the first need a GPU")
-    parser.add_argument("--batch", type=int, help="images a step (default: the size's own)")
+    parser.add_argument("--batch", type=int, help="images a step, over all GPUs (default: the size's own)")
     parser.add_argument("--variant", nargs="+", default=list(VARIANTS), metavar="RECIPE/VARIANT")
     parser.add_argument(
         "--blocks",
@@ -87,16 +91,21 @@ def run(args: argparse.Namespace) -> None:
     size = size_of(args.size)
     device, batch = use(size.device, args.threads), args.batch or size.batch
     compile = args.blocks == "compiled" and device == "cuda"
-    flops, peak = 3 * batch * forward_flops(size), measured_peak(device)  # backward: two products for each of forward
     variants = {row: load_variant(*row.rsplit("/", 1)) for row in (FULL, *args.variant)}
     rows: list[dict[str, Any]] = []
-    with Bar(f"step cost {args.size}", len(variants)) as bar:
-        for row, variant in variants.items():
-            timing = time_step(prepared(size, variant).to(device), size.shape, batch, args.repeats, device, compile)
-            ratios = {f"{kind}ratio": _ratio(timing, rows, f"{name}_ms") for kind, name in KINDS.items()}
-            share = flops / timing["median_ms"] * 1e3 / peak
-            rows.append({"row": row, **timing, **ratios, "model_flop_utilisation": share})
-            bar.advance(1, ms=timing["median_ms"], ratio=ratios["ratio"])
+    with together(device) as world:
+        flops = 3 * batch * forward_flops(size)  # backward: two products for each of forward
+        peak = measured_peak(device) * world.size
+        with Bar(f"step cost {args.size}", len(variants)) as bar:
+            for row, variant in variants.items():
+                model = prepared(size, variant).to(device)
+                timing = time_step(model, size.shape, batch, args.repeats, device, compile, world)
+                ratios = {f"{kind}ratio": _ratio(timing, rows, f"{name}_ms") for kind, name in KINDS.items()}
+                share = flops / timing["median_ms"] * 1e3 / peak
+                rows.append({"row": row, **timing, **ratios, "model_flop_utilisation": share})
+                bar.advance(1, ms=timing["median_ms"], ratio=ratios["ratio"])
+    if not world.leads:
+        return
     record = {
         "size": args.size,
         "batch": batch,
@@ -106,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
         "peak_flops": peak,
         "peak_of": f"fastest of ten products of {PEAK_SIDE[device]} x {PEAK_SIDE[device]}, {PEAK_DTYPE[device]}",
         "rows": rows,
-        "provenance": provenance.collect(describe(device)),
+        "provenance": provenance.collect(describe(device), processes=world.size),
     }
     write_json(args.out, record)
 
@@ -159,20 +168,29 @@ def measured_peak(device: str) -> float:
     return 2 * side**3 / best
 
 
-def time_step(model: nn.Module, shape: Shape, batch: int, repeats: int, device: str, compile: bool) -> dict[str, Any]:
+def time_step(
+    model: nn.Module,
+    shape: Shape,
+    batch: int,
+    repeats: int,
+    device: str,
+    compile: bool,
+    world: World = ALONE,
+) -> dict[str, Any]:
     """Milliseconds of a step of the training loop: forward, backward, clipping, AdamW, averaging. Median, p20, p80.
 
     On a GPU as training runs it: bfloat16 autocast, blocks compiled or fused, the step a CUDA graph. `issued_ms` is
     the median of the same step issued kernel by kernel; `first_ms` the first step (compilation), `ready_ms` all until
-    the first replay; `graphs` and `graph_breaks` count what the compiler made of the row.
+    the first replay; `graphs` and `graph_breaks` count what the compiler made of the row. Of `batch` images this
+    process of `world` takes its part.
     """
     torch.compiler.reset()  # graphs of the row before would count towards the limit of recompilations
     counters.clear()
     cuda = device == "cuda"
     plan = _plan(batch, cuda, compile)
     with quick(model, plan):
-        update = Update(model, plan)
-        step = _Steps(Captured(update) if cuda else update, shape, batch, device)
+        update = Update(model, plan, world=world)
+        step = _Steps(Captured(update) if cuda else update, shape, batch, device, world.part(batch))
         first = _milliseconds(step, device)
         ready = first + sum(_milliseconds(step, device) for _ in range(WARMUP))
         if cuda:
@@ -208,14 +226,14 @@ def _plan(batch: int, cuda: bool, compile: bool) -> Training:
 class _Steps:
     """Called, it takes the next step of training on random images."""
 
-    def __init__(self, run: Callable[[Batch], torch.Tensor], shape: Shape, batch: int, device: str):
-        self.run, self.batch, self.no_class, self.step = run, batch, shape.classes, 0
+    def __init__(self, run: Callable[[Batch], torch.Tensor], shape: Shape, batch: int, device: str, part: slice):
+        self.run, self.batch, self.part, self.no_class, self.step = run, batch, part, shape.classes, 0
         generator = torch.Generator().manual_seed(0)
         self.signal = torch.rand(IMAGES, shape.channels, shape.size, shape.size, generator=generator).to(device) * 2 - 1
         self.labels = torch.randint(shape.classes, (IMAGES,), generator=generator).to(device)
 
     def __call__(self) -> None:
-        batch = draw(self.signal, self.labels, self.batch, self.no_class, 0.1, self.step)
+        batch = draw(self.signal, self.labels, self.batch, self.no_class, 0.1, self.step, part=self.part)
         self.run.prepare(self.step, 1e-4)
         self.run(batch)
         self.step += 1

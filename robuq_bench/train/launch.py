@@ -1,4 +1,4 @@
-"""Run a verb in several processes of this machine, one a GPU: train, sample, latents, evaluate share their work out.
+"""Run a verb in several processes of this machine, one a GPU, which share its work out: SHARED says which verbs can.
 
 The environment is torchrun's, which does the same over several machines; this reports a lost process in one line.
 """
@@ -18,7 +18,7 @@ from typing import IO, NoReturn
 from robuq_bench.errors import BenchError
 
 EXAMPLE = "robuq-bench launch --processes 8 -- train --preset paper --recipe robuq --variant W1.58A2 ..."
-SHARED = ("train", "sample", "latents", "evaluate")
+SHARED = ("train", "sample", "latents", "evaluate", "step-cost")
 GRACE = 10.0  # seconds that the others have to end by themselves after one has failed
 POLL = 0.1
 

@@ -1,6 +1,8 @@
 """What fake quantisation costs in training."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -23,6 +25,18 @@ def test_each_variant_is_set_against_full_precision(in_root, tmp_path, monkeypat
     assert full["model_flop_utilisation"] == pytest.approx(share) and 0 < share < 1
     assert full["issued_ms"] is None and full["issued_ratio"] is None, "CUDA graphs are of a GPU"
     assert full["graphs"] == full["graph_breaks"] == 0, "nothing is compiled on a CPU"
+
+
+def test_processes_share_each_step(in_root, tmp_path, warm):
+    out = tmp_path / "cost.json"
+    options = ["--size", "quick", "--batch", "4", "--repeats", "2", "--variant", "plain_qat/W1.58A4", "--out", str(out)]
+    launched = [sys.executable, "-m", "robuq_bench.cli", "launch", "--processes", "2", "--", "step-cost"]
+    done = subprocess.run([*launched, *options], env=warm, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert record["batch"] == 4 and record["provenance"]["processes"] == 2
+    done = subprocess.run([*launched, *options, "--batch", "3"], env=warm, capture_output=True, text=True)
+    assert done.returncode == 2 and "batch 3 is not a multiple of 2, the number of processes" in done.stderr
 
 
 def test_operations_are_those_of_the_dit_paper():
