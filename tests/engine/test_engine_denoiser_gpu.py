@@ -122,6 +122,21 @@ def test_graphs_equal_plain_launches_bit_for_bit(path):
         assert torch.equal(output, again) and output.data_ptr() != again.data_ptr()
 
 
+def test_inputs_of_any_layout_and_type(path):
+    """What is copied into a graph's buffers: strides, other types, one value for all, an address of any alignment."""
+    denoiser, (x, time, labels) = deploy(path()), inputs(4)
+    expected = denoiser(x, time[:1].repeat(4), labels).sample
+    shifted = torch.cat([x.flatten()[:1], x.flatten()])[1:].view_as(x)
+    images = [x.to(memory_format=torch.channels_last), torch.cat([x, x], 1)[:, :4], shifted, x.double()]
+    times = [time[0], time[:1].expand(4), time[:1].repeat(8)[::2], time[:1].repeat(5)[1:], time[:1].double()]
+    classes = [labels.int(), labels.repeat_interleave(2)[::2], torch.cat([labels[:1], labels])[1:], labels.cpu()]
+    for i in range(20):
+        output = denoiser(images[i % 4], times[i % 5], classes[i // 5]).sample
+        assert output.dtype == images[i % 4].dtype and torch.equal(output.float(), expected), i
+    same = denoiser(x, time, labels[:1].expand(4)).sample
+    assert torch.equal(same, denoiser(x, time, labels[:1].repeat(4)).sample)
+
+
 def test_more_batch_sizes_than_graphs_are_kept(path, monkeypatch):
     monkeypatch.setattr(graphs, "KEPT", 2)
     denoiser = deploy(path())
