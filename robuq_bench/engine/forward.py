@@ -92,7 +92,8 @@ class Forward:
             last = self._last_linear(conditioning)
         tokens_made()
         for i, (block, modulation) in enumerate(zip(self.blocks, modulations, strict=True)):
-            hidden = self._block(block, hidden, modulation, settled=i > 0)
+            # The second block's modulation may still be on its way beside: its first kernel waits for that.
+            hidden = self._block(block, hidden, modulation, settled=i > 1)
         last_made()
         return self.images(hidden, *last)
 

@@ -183,8 +183,8 @@ def rotate_quantize(
     modulation = (scale, shift), each bfloat16 [images, width], whose rows may lie further apart than `width`. down:
     `pack_down` of the low-rank branch's first factor, applied to the rotated, unquantised token. center: quantise
     around the token's mean (gives `offset`). levels: "midrise" or "midtread". The step is sqrt(pi / 2) * mean|x| times
-    the optimal step for N(0, 1). settled: the modulation was made three launches ago or earlier, so that it may be read
-    before the launch before has ended.
+    the optimal step for N(0, 1). settled: the modulation was made three launches ago or earlier on this stream, so that
+    it may be read before the launch before has ended.
     out: what an earlier call with the same options gave, to be overwritten.
     What precedes the rotation is rounded once: modulated tokens to float16 (|1 + scale| below 1900 keeps them finite),
     GELU to bfloat16. On Hopper the sums over columns of some rotations are rounded to 11 bits: see docs/engine.md.
