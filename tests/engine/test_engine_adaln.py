@@ -69,6 +69,16 @@ def test_weights_that_are_not_ternary_are_refused():
         pack_adaln([wrong])
 
 
+def test_no_more_records_in_flight_than_there_are():
+    """28 layers of 108 records on 132 multiprocessors: one layer gives a block one; a part takes every second."""
+    assert adaln.rings(28 * 108, 2, 21_248, 132, 230_000) == (2, 4)
+    assert adaln.rings(27 * 108, 2, 21_248, 44, 114_000) == (2, 2)  # with half of the shared memory
+    assert adaln.rings(108, 2, 21_248, 132, 230_000) == (2, 1)
+    assert adaln.rings(108, 9, 21_248, 132, 230_000) == (4, 1)
+    with pytest.raises(BenchError, match="do not fit into 40000 bytes"):
+        adaln.rings(108, 2, 21_248, 132, 40_000)
+
+
 def test_the_first_block_waits_for_its_own_modulations_alone(monkeypatch):
     """Those of the others are made beside it, and waited for before the second block."""
     events = []

@@ -161,14 +161,14 @@ def _kernels(
     return jit.Kernel(cubin, "quantise", 0, device), jit.Kernel(cubin, "product", parts * stages * record, device)
 
 
-def _rings(batch: int, record: int, share: int, device: torch.device) -> tuple[int, int]:
-    """(parts, stages) of the product's blocks: more warps for more vectors, else more records in flight.
+def rings(records: int, batch: int, record: int, blocks: int, shared: int) -> tuple[int, int]:
+    """(parts, stages) of the product's blocks: more warps for more vectors, else more records in flight, but no more
+    than there are, as shared memory that is taken keeps other kernels' blocks away.
 
-    With a share of the multiprocessors, half of their shared memory, so that other kernels' blocks fit beside.
+    record: bytes of one; blocks: of the launch; shared: bytes of shared memory for each.
     """
-    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin // (1 if share == 1 else 2) - 2048
     parts = 4 if batch > 8 else 2
-    stages = min(4, shared // (parts * record))
+    stages = min(4, shared // (parts * record), -(-records // (blocks * parts)))
     if not stages:
         raise BenchError(f"{parts} adaLN records of {record} bytes do not fit into {shared} bytes of shared memory")
     return parts, stages
@@ -218,13 +218,17 @@ def _launch(conditioning: Tensor, stack: AdalnStack, out: Tensor, share: int = 1
         rounding=2 ** (stack.bits - 1) + (0.0 if midrise else 0.5),
         shift=-(2**stack.bits - 1) / 2 if midrise else -(2.0 ** (stack.bits - 1)),
     )
-    rows, record = len(stack.mix), stack.records.shape[2]
-    parts, stages = _rings(batch, record, share, device)
+    rows, (_, pieces, record) = len(stack.mix), stack.records.shape
+    facts = torch.cuda.get_device_properties(device)
+    blocks = max(1, facts.multi_processor_count // share)
+    # Of a share of the multiprocessors half of their shared memory, so that other kernels' blocks fit beside.
+    shared = facts.shared_memory_per_block_optin // (1 if share == 1 else 2) - 2048
+    parts, stages = rings(layers * pieces, batch, record, blocks, shared)
     same = (rows, stack.columns, stack.bits, stack.down is not None, stack.center)
     floats = conditioning.dtype == torch.float32
     quantise, product = _kernels(*same, floats, parts, stages, record, device)
     quantise(layers * batch, -(-rows // 4) * stack.columns // 32 * 32, arguments)
-    product(torch.cuda.get_device_properties(device).multi_processor_count // share, parts * 128, arguments)
+    product(blocks, parts * 128, arguments)
     return planes, vectors, low
 
 
