@@ -134,6 +134,22 @@ def test_blocks_wait_for_modulations_that_are_late(path, monkeypatch):
         assert all(torch.equal(one, want) for turn in found for one, want in zip(turn, expected, strict=True))
 
 
+@pytest.mark.parametrize("batch", [1, 2, 8, 9])
+def test_a_pass_sees_nothing_of_the_one_before(variant, tmp_path, batch):
+    """Twelve blocks, inputs that change from pass to pass: what is read too early is another pass's."""
+    size = DiT(width=1152, depth=12, heads=16, patch=2)
+    bits = {f"blocks.{i}.{kind}": MIXED[kind] for i in range(size.depth) for kind in LINEARS}
+    standin(size, SHAPE, variant(ROWS[0]), bits, tmp_path / "deep.safetensors")
+    denoiser, plain = (deploy(tmp_path / "deep.safetensors", graphs=graphs) for graphs in (True, False))
+    given = [inputs(batch, seed) for seed in range(4)]
+    expected = []
+    for one in given:
+        expected.append(plain(*one).sample)
+        torch.cuda.synchronize()
+    found = [[denoiser(*one).sample for one in given] for _ in range(10)]
+    assert all(torch.equal(one, want) for turn in found for one, want in zip(turn, expected, strict=True))
+
+
 def test_inputs_of_any_layout_and_type(path):
     """What is copied into a graph's buffers: strides, other types, one value for all, an address of any alignment."""
     denoiser, (x, time, labels) = deploy(path()), inputs(4)
