@@ -32,7 +32,10 @@ EXAMPLE = "robuq-bench engine-table --seconds 400 --out results/engine/table.jso
 KEPT = ("ok", "disagrees", "out of memory", "not available")  # what running again would not change
 LOADING_BYTES = 4.5e9  # of GPU memory that one process takes at most while it gets ready: fp32 weights and a copy
 READY_SECONDS, TUNED_SECONDS = 120.0, 600.0
-PROTOCOL = "events around passes made one after the other, inputs rotating over 4 sets, in a process of its own"
+PROTOCOL = (
+    "events around passes made one after the other, a quarter of a second of them before the first that counts, inputs "
+    "rotating over 4 sets, in a process of its own"
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,9 @@ import torch
 
 from robuq_bench.measure.engine_records import Hardware, Times
 
-WARM_UP = 3
+WARM_UP = 3  # calls
+WARM_MS, MOST_WARM = 250.0, 1000
+"""Calls that do not count, until a GPU is as fast as in a sampling loop: milliseconds of them, and how many at most."""
 CACHE_BYTES = 128 << 20  # inputs and outputs of all sets together: well above any L2
 QUERY = ("driver_version", "clocks.max.sm", "clocks.sm", "clocks.mem", "power.limit")
 
@@ -53,7 +55,8 @@ def call_times(call: Callable[[int], Any], repeats: int, most_seconds: float) ->
     """Milliseconds of `call(turn)`, one after the other as in a sampling loop, each from event to event.
 
     Launching is part of it: a call whose work the host cannot feed fast enough takes as long as the host does.
-    Fewer than `repeats` calls, but never fewer than five, when they would take more than `most_seconds`.
+    Fewer than `repeats` calls, but never fewer than five, when they would take more than `most_seconds`. Calls of at
+    least WARM_MS altogether go before them.
     """
     call(0)  # on inputs of its own, as every turn
     torch.cuda.synchronize()
@@ -62,14 +65,16 @@ def call_times(call: Callable[[int], Any], repeats: int, most_seconds: float) ->
     call(1)
     stop.record()
     torch.cuda.synchronize()
-    repeats = max(5, min(repeats, int(1e3 * most_seconds / start.elapsed_time(stop))))
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(WARM_UP + repeats + 1)]
+    once = start.elapsed_time(stop)
+    repeats = max(5, min(repeats, int(1e3 * most_seconds / once)))
+    warm = max(WARM_UP, min(MOST_WARM, round(WARM_MS / once)))
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(warm + repeats + 1)]
     marks[0].record()
     for turn, mark in enumerate(marks[1:]):
         call(turn)
         mark.record()
     torch.cuda.synchronize()
-    taken = [one.elapsed_time(other) for one, other in pairwise(marks)][WARM_UP:]
+    taken = [one.elapsed_time(other) for one, other in pairwise(marks)][warm:]
     return summary(taken)
 
 
