@@ -4,6 +4,7 @@ A cache is a folder with `index.json`, and for each shard `shard00000.npy`, floa
 (unscaled; orientation 1 is the mirrored photo, encoded), and `shard00000.json`, its record.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,10 +96,12 @@ class Cache:
 
     def verify(self) -> None:
         """Read everything and compare hashes. Raises BenchError naming the first shard that differs."""
-        for number, shard in enumerate(self.index["shards"]):
-            path = self.folder / shard_name(number)
-            if sha256_file(path) != shard["sha256"]:
-                raise BenchError(f"{path}: damaged shard (its SHA-256 is not the recorded one); {AGAIN}")
+        recorded = [shard["sha256"] for shard in self.index["shards"]]
+        paths = [self.folder / shard_name(number) for number in range(len(recorded))]
+        with ThreadPoolExecutor() as pool:
+            for path, found, expected in zip(paths, pool.map(sha256_file, paths), recorded, strict=True):
+                if found != expected:
+                    raise BenchError(f"{path}: damaged shard (its SHA-256 is not the recorded one); {AGAIN}")
 
 
 def open_cache(folder: Path) -> Cache:

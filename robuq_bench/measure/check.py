@@ -107,9 +107,8 @@ def latents(preset: Preset) -> str:
     folder = Path(preset.latents.cache).expanduser()
     if not (folder / INDEX).exists():
         return f"{folder}: to be encoded (rule `latents`), {gigabytes(disk(preset)['latents'])}"
-    cache = open_cache(folder)
     examples(preset)
-    cache.verify()
+    cache = open_cache(folder)
     found = vae.load(preset.latents).digest
     if found != cache.index["vae"]:
         raise BenchError(f"{folder}: encoded by another autoencoder than {preset.latents.vae}; encode again")

@@ -69,13 +69,14 @@ class Examples:
 
 
 def examples(preset: Preset) -> tuple[Examples, Examples]:
-    """(training examples, held-out examples). Raises BenchError when data or latents are missing or do not fit."""
+    """(training examples, held-out examples). Raises BenchError when data are missing or damaged, or do not fit."""
     if preset.latents is None:
         train, held_out = images(preset)
         return of_images(train, preset.objective), of_images(held_out, preset.objective)
     cache = open_cache(Path(preset.latents.cache).expanduser())
     shape = model_shape(preset, len(cache.index["classes"]))
     _check(cache, preset, shape)
+    cache.verify()  # ImageNet's 21 GB in a minute at most, which is little before hours of training on them
     train, held_out = split_indices(cache.labels, preset.data.held_out, seed("split"))
     return _latents(preset, cache, shape, train, cache.orientations), _latents(preset, cache, shape, held_out, 1)
 

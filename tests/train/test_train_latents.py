@@ -118,6 +118,21 @@ def test_a_cache_of_another_preset_is_refused(preset, refused):
     refused(lambda: examples(load_preset(preset(data={"size": 64}))), "size 32 there and 64 here")
 
 
+def test_nothing_is_trained_on_a_damaged_shard(preset, tmp_path, capsys):
+    """One bit is enough: the file has its size and trains as well as any other."""
+    path = preset()
+    assert encoded(path) == 0
+    shard = tmp_path / "cache/shard00002.npy"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    out = {name: tmp_path / name for name in ("model", "curve", "state")}
+    row = ["--recipe", "full_precision", "--variant", "W32A32"]
+    assert cli.main(["train", "--preset", path, *row, *(f"--{name}={file}" for name, file in out.items())]) == 2
+    line = one_line(capsys)
+    assert str(shard) in line and "SHA-256" in line
+    assert not any(file.exists() for file in out.values())
+
+
 def test_a_scale_that_does_not_fit_what_is_encoded_is_refused(preset, refused, brought, capsys):
     """Preset and autoencoder agree on a wrong scale, after shards were made with the right one."""
     assert encoded(preset()) == 0
