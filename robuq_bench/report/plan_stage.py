@@ -18,11 +18,13 @@ from robuq_bench.config.row import load_row
 from robuq_bench.errors import BenchError
 from robuq_bench.files import existing, read_json, write_json
 from robuq_bench.measure.probe_records import Probe
+from robuq_bench.report.collect_stage import COST
 from robuq_bench.report.plan import IMAGENET, Job, Plan, StepRatio, make
 from robuq_bench.report.records import DASH
 
 EXAMPLE = "robuq-bench plan gpu --gpus 8"
-H100 = Path("results/reference/probe/h100.json")
+REFERENCE = Path("results/reference")
+H100 = REFERENCE / "probe/h100.json"
 H100_STEPS = Path("results/reference/step_cost/gpu-fused.json")
 STEPS_OF = "robuq_uniform/W1.58A2"  # the row that the probe times as well
 STAGES = ("encode", "allocate", "train", "sample", "score")
@@ -118,7 +120,18 @@ def show(name: str, preset: Preset, plan: Plan, probe: Probe) -> None:
     blank = [""] * (1 + len(STAGES))
     table.add_row("all", *blank, number(plan.hours), number(plan.memory / GIB), number(plan.disk / GB))
     console.print(table)
-    console.print(*summary(plan, probe), sep="\n", soft_wrap=True, highlight=False)
+    console.print(*summary(plan, probe), *measured(name), sep="\n", soft_wrap=True, highlight=False)
+
+
+def measured(name: str) -> Iterable[str]:
+    """What a committed study of the preset took, as `robuq-bench collect` has counted it; nothing without one."""
+    path = REFERENCE / name / COST
+    if not path.is_file():
+        return
+    found = read_json(path)
+    provenance.check(found, str(path))
+    each = ", ".join(f"{stage} {found['seconds'][stage] / count:.1f}" for stage, count in found["jobs"].items())
+    yield f"Measured ({path}): GPU-seconds a job on {', '.join(found['gpus'])}: {each}; believe these before the table."
 
 
 def cells(job: Job) -> list[str]:

@@ -56,7 +56,7 @@ def preset(in_root):
     """The preset `gpu` at settings that stay, and with changes."""
     fixed = "qat.steps=2000,qat.batch=256,sample.n=10000,sample.steps=50,sample.guidance=1.5,sample.lane=500"
     fixed += ",sample.denoiser=simulated,sample.precision=float32,sample.scheduler=flow_euler,model.patch=2"
-    fixed += ",evaluate.extractor=EffNetLite0,evaluate.also=[],seeds=[0,1,2],data.held_out=10000"
+    fixed += ",evaluate.extractor=EffNetLite0,evaluate.also=[],seeds=[0,1,2],more_seeds={},data.held_out=10000"
 
     def load(changes: str = ""):
         settings = parse_overrides(fixed, "fixed") | parse_overrides(changes, "changes")
@@ -227,6 +227,15 @@ def test_the_plan_is_printed_with_its_assumptions(in_root, throughput, tmp_path,
     assert record["label"] == "theory" and record["throughput"]["device"] == "Test GPU"
     assert record["gpu_hours"] == pytest.approx(sum(job["gpu_hours"] for job in record["jobs"]))
     assert record["hours_one_gpu_a_job"] >= record["gpu_hours"] / 4
+
+
+def test_what_a_study_of_the_preset_took_stands_beside_its_plan(in_root, throughput, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plan_stage, "REFERENCE", tmp_path)
+    counted = {"gpus": ["Test GPU"], "jobs": {"train": 4, "sample": 2}, "seconds": {"train": 30.0, "sample": 7.0}}
+    write_json(tmp_path / "gpu/cost.json", counted | {"provenance": provenance.collect()})
+    assert cli.main(["plan", "gpu", "--throughput", str(throughput)]) == 0
+    assert "GPU-seconds a job on Test GPU: sample 3.5, train 7.5;" in capsys.readouterr().out
+    assert list(plan_stage.measured("paper")) == []
 
 
 def test_what_does_not_fit_is_said(in_root, throughput, capsys):
