@@ -107,7 +107,8 @@ class Drill:
     def mistake(self) -> dict[str, Any]:
         """The lead alone fails, at the end, while the others wait for it."""
         (self.folder / "file").write_text("")
-        seconds, code, said = ran(self.training("mistake", self.processes, curve=self.folder / "file/curve.json"))
+        line = self.training("mistake", self.processes, curve=self.folder / "file/curve.json")
+        seconds, code, said = ran(line, env=cold())
         passed = code == 2 and len(own(said)) == 1 and clean(said)
         return {
             "said": [line.replace(str(self.folder), "FOLDER") for line in own(said)],
@@ -135,10 +136,10 @@ class Drill:
         return {"n": len(drawn[0]), "differing": differing, "seconds": seconds, "passed": differing == 0}
 
 
-def ran(line: list[str]) -> tuple[float, int, str]:
+def ran(line: list[str], **options: Any) -> tuple[float, int, str]:
     """(seconds, exit code, what it wrote to stderr) of a command."""
     started = time.monotonic()
-    done = subprocess.run(line, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(line, stderr=subprocess.PIPE, text=True, **options)
     return time.monotonic() - started, done.returncode, done.stderr
 
 
@@ -151,7 +152,7 @@ def clean(errors: str) -> bool:
 
 
 def cold() -> dict[str, str]:
-    """An environment without the warm server: what is killed must be the process that has the GPU."""
+    """An environment without the warm server: what is killed, or ends badly, must be the process that has the GPU."""
     return {name: value for name, value in os.environ.items() if name != SERVER}
 
 
