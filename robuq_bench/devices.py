@@ -9,13 +9,15 @@ import os
 import sys
 import tempfile
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 from unittest.mock import patch
 
 import torch
 from threadpoolctl import threadpool_limits
+from torch.utils import _triton
 
 from robuq_bench.errors import BenchError
 from robuq_bench.progress import LOG
@@ -140,9 +142,17 @@ def held_seconds() -> float:
     return round(seconds / jobs_per_gpu(), 3)
 
 
-def hidden() -> AbstractContextManager:
-    """Hide GPUs from packages that look for one when imported: CUDA, once awake, does not survive a fork."""
-    return patch.multiple(torch.cuda, is_available=lambda: False, device_count=lambda: 0)
+@contextmanager
+def hidden() -> Iterator[None]:
+    """Hide GPUs from packages that look for one when imported: CUDA, once awake, does not survive a fork.
+
+    What PyTorch concludes meanwhile about Triton is forgotten afterwards, or forks would refuse to compile for a GPU.
+    """
+    with patch.multiple(torch.cuda, is_available=lambda: False, device_count=lambda: 0):
+        yield
+    for answer in vars(_triton).values():
+        if hasattr(answer, "cache_clear"):
+            answer.cache_clear()
 
 
 def describe(device: str) -> str:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from torch.utils import _triton
 
 from robuq_bench import devices
 from robuq_bench.devices import claim, describe, expect, held_seconds, release, use
@@ -119,3 +120,11 @@ def test_jobs_share_a_device_when_they_may(locks, monkeypatch):
 def test_jobs_per_gpu_is_a_number(monkeypatch, refused):
     monkeypatch.setenv(devices.SHARED, "two")
     refused(devices.jobs_per_gpu, "ROBUQ_BENCH_JOBS_PER_GPU=two", "--config jobs_per_gpu=N")
+
+
+def test_what_was_concluded_while_gpus_were_hidden_is_forgotten():
+    """PyTorch asks once whether Triton can be used and remembers the answer, which a fork would take over."""
+    with devices.hidden():
+        assert not torch.cuda.is_available() and not _triton.has_triton()
+        assert _triton.has_triton.cache_info().currsize == 1
+    assert _triton.has_triton.cache_info().currsize == 0
