@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from robuq_bench.devices import jobs_per_gpu
 from robuq_bench.errors import BenchError
 
 Made = TypeVar("Made")
@@ -90,12 +91,17 @@ ALONE = World()
 
 @contextmanager
 def together(device: str) -> Iterator[World]:
-    """The group that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or this process alone."""
+    """The group that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or this process alone.
+
+    Raises BenchError when processes are lost, or when GPUs are shared by jobs.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
         return
     cuda = device == "cuda"
+    if cuda and jobs_per_gpu() > 1:  # two processes of one job could have got the same, which NCCL refuses at length
+        raise BenchError("each process needs a GPU of its own: leave jobs_per_gpu out when several share a job")
     # The GPU that this process has claimed: left to itself NCCL takes that of its rank for `wait`, and with two GPUs in
     # a process the processes may wait for each other for ever when they end.
     own = torch.device("cuda", torch.cuda.current_device()) if cuda else None

@@ -162,6 +162,12 @@ def test_a_group_of_gpus_is_bound_to_the_claimed_ones(group):
     assert backend == ("nccl",) and facts["device_id"] == torch.device("cuda", 1) and last == "destroyed"
 
 
+def test_processes_of_a_job_do_not_share_gpus(group, monkeypatch, refused):
+    monkeypatch.setenv("ROBUQ_BENCH_JOBS_PER_GPU", "3")
+    refused(distributed.together("cuda").__enter__, "a GPU of its own", "jobs_per_gpu")
+    assert group == []
+
+
 def test_after_an_error_nobody_waits_for_the_others(group):
     with pytest.raises(ZeroDivisionError), distributed.together("cpu"):
         raise ZeroDivisionError
