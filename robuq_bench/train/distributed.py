@@ -1,8 +1,4 @@
-"""Several processes at one piece of work, as torchrun or `robuq-bench launch` start them; one process needs no group.
-
-Gradients are summed once a step, after all micro-batches, in buckets of one collective each. That is not hidden behind
-the backward pass as DistributedDataParallel would, but lets a recipe train other layers in each phase.
-"""
+"""Several processes at one piece of work, as torchrun or `robuq-bench launch` start them; one needs no group."""
 
 import os
 import re
@@ -22,8 +18,18 @@ from robuq_bench.errors import BenchError
 Made = TypeVar("Made")
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others: one may be encoding a shard or saving a state meanwhile."""
-BUCKET = 1 << 26
-"""Numbers to a collective: 256 MiB of float32."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """One on its way."""
+
+    work: dist.Work
+
+    def wait(self) -> None:
+        """Until it is there, for what follows on this stream."""
+        with _others():
+            self.work.wait()
 
 
 @dataclass(frozen=True)
@@ -53,17 +59,15 @@ class World:
         self.wait()
         return make()
 
-    def sum(self, tensors: list[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes. All of one type and device."""
-        if self.size == 1:
-            return
-        bucket: list[Tensor] = []
-        for tensor in tensors:
-            if bucket and sum(t.numel() for t in bucket) + tensor.numel() > BUCKET:
-                self._sum(bucket)
-                bucket = []
-            bucket.append(tensor)
-        self._sum(bucket)
+    def sum(self, tensor: Tensor) -> None:
+        """Replace it by its sum over all processes."""
+        if self.size > 1:
+            self.start_sum(tensor).wait()
+
+    def start_sum(self, tensor: Tensor) -> Sum:
+        """The same, while this process does other things until it waits for it."""
+        with _others():
+            return Sum(dist.all_reduce(tensor, async_op=True))
 
     def share(self, tensors: list[Tensor]) -> None:
         """Replace each tensor by the lead's."""
@@ -77,13 +81,6 @@ class World:
         if self.size > 1:
             with _others():
                 dist.barrier()
-
-    def _sum(self, tensors: list[Tensor]) -> None:
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        with _others():
-            dist.all_reduce(flat)
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
 
 
 ALONE = World()

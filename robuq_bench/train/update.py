@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from robuq_bench.config.preset import Training
 from robuq_bench.models.fused import fused
 from robuq_bench.train.distributed import ALONE, World
+from robuq_bench.train.gradients import Gradients
 from robuq_bench.train.objective import FLOW, Batch, Teacher, loss, taught
 from robuq_bench.train.processes import Process
 
@@ -76,6 +77,7 @@ class Update:
             trained, lr=self.rate, weight_decay=plan.weight_decay, betas=(0.9, 0.99), fused=True, capturable=cuda
         )
         self.average = Average(model, plan.ema)
+        self.gradients = Gradients(trained, world)
 
     def prepare(self, step: int, lr: float) -> None:
         """Set the learning rate and the average's share of `step`."""
@@ -89,10 +91,12 @@ class Update:
 
     def __call__(self, batch: Batch) -> Tensor:
         whole = len(batch) * self.world.size
-        parts = [self._backward(part, len(part) / whole) for part in batch.split(self.plan.micro_batch)]
-        value = torch.stack(parts).sum()
-        self.world.sum([p.grad for p in self.model.parameters() if p.grad is not None])
-        self.world.sum([value])
+        *others, last = batch.split(self.plan.micro_batch)
+        losses = [self._backward(part, len(part) / whole) for part in others]
+        with self.gradients.summed():
+            losses.append(self._backward(last, len(last) / whole))
+        value = torch.stack(losses).sum()
+        self.world.sum(value)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.grad_clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
