@@ -50,6 +50,13 @@ def test_the_whole_dag_is_planned(project, name):
         assert first["train"] == first["sample"] == 1 and "profile" not in first, "full precision alone"
 
 
+def test_processes_that_share_a_job_have_their_threads_each(project):
+    found = snakemake(
+        project, "--dry-run", "--cores", "99", "--config", "preset=paper", "devices_per_job=8", "--", "latents"
+    )
+    assert found.returncode == 0 and "threads: 64" in found.stdout + found.stderr
+
+
 def test_the_stand_in_runs_from_photos_to_page(done, project):
     rows = json.loads((done / "table.json").read_text())["rows"]
     assert [row["status"] for row in rows] == ["ok", "ok"]

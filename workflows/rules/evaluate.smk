@@ -31,7 +31,7 @@ rule evaluate:
     log:
         "<logs>/{preset}/{recipe}/{variant}/seed{seed}/evaluate.log",
     priority: 3  # a row under way is finished before another begins
-    threads: lambda w: preset(w.preset).threads
+    threads: lambda w: (DEVICES_PER_JOB if many(w) else 1) * preset(w.preset).threads
     resources:
         gpu=lambda w: shared_gpus(w) if many(w) else 0,  # else work for the CPU, which claims a GPU for seconds
     params:

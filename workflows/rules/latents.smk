@@ -10,7 +10,7 @@ rule encode:
         "<results>/{preset}/latents.json",
     log:
         "<logs>/{preset}/latents.log",
-    threads: lambda w: preset(w.preset).threads
+    threads: lambda w: DEVICES_PER_JOB * preset(w.preset).threads
     resources:
         gpu=shared_gpus,
     params:

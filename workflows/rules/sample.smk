@@ -7,7 +7,7 @@ rule sample:
     log:
         "<logs>/{preset}/{recipe}/{variant}/seed{seed}/sample.log",
     priority: 2
-    threads: lambda w: preset(w.preset).threads
+    threads: lambda w: DEVICES_PER_JOB * preset(w.preset).threads
     resources:
         gpu=shared_gpus,
     params:

@@ -17,7 +17,7 @@ rule train:
         curve=f"{ROW}/train.json",
     log:
         "<logs>/{preset}/{recipe}/{variant}/seed{seed}/train.log",
-    threads: lambda w: plan(w).threads
+    threads: lambda w: DEVICES_PER_JOB * plan(w).threads
     resources:
         gpu=shared_gpus,
     params:
