@@ -1,6 +1,7 @@
 """Compare the full-precision model's scores with published ones, before a GPU-month is spent on the wrong protocol."""
 
 import argparse
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from robuq_bench.report.records import DASH, Metrics, read_record
 
 EXAMPLE = """robuq-bench anchors --preset paper --metrics results/paper/full_precision/W32A32/seed0/metrics.json \\
     --out anchors.json"""
+WIDTH = 120  # columns where there is no terminal
 COLOURS = {PASSES: "green", FAILS: "red"}
 
 
@@ -45,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
         "provenance": provenance.collect(),
     }
     write_json(args.out, record)
-    Console().print(drawn(verdicts))
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(drawn(verdicts))
     print(sentence)
 
 
