@@ -13,7 +13,7 @@ from robuq_bench.engine.adaln import KernelModulations, ReferenceModulations
 from robuq_bench.engine.kernels.attention import Shape, attention, chosen
 from robuq_bench.engine.kernels.conditioning import Embedders, condition
 from robuq_bench.engine.kernels.last import fits, last_linear
-from robuq_bench.engine.layers import KernelLinear, ReferenceLinear
+from robuq_bench.engine.layers import kernel_linears, reference_linears
 from robuq_bench.engine.layout import EMBEDDER, TIME_CHANNELS
 from robuq_bench.engine.packed import Stored
 from robuq_bench.engine.streams import Beside, InOrder
@@ -40,13 +40,14 @@ class Forward:
     def __init__(self, stored: Stored, device: torch.device):
         card, gpu = stored.card, device.type == "cuda"
         method, model = card.variant.method, card.model
-        linear, modulations = (KernelLinear, KernelModulations) if gpu else (ReferenceLinear, ReferenceModulations)
+        linears = kernel_linears if gpu else reference_linears
+        modulations = KernelModulations if gpu else ReferenceModulations
         self.dtype = torch.bfloat16 if gpu else torch.float32
         self.heads, self.patch, self.shape = model.heads, model.patch, card.shape
         self.side = card.shape.size // model.patch
         layers = stored.layers
         self.blocks = [
-            {kind: linear(layers[f"blocks.{i}.{kind}"], method, device) for kind in ("qkv", "proj", "fc1", "fc2")}
+            linears({kind: layers[f"blocks.{i}.{kind}"] for kind in ("qkv", "proj", "fc1", "fc2")}, method, device)
             for i in range(model.depth)
         ]
         self.modulations = modulations([layers[f"blocks.{i}.adaln"] for i in range(model.depth)], method, device)

@@ -6,13 +6,16 @@ shift, first; settled: made long before (see `rotate_quantize`). epilogue: "none
 gate[image] * y + residual with gate [images, outputs].
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from robuq_bench.config.recipe import Recipe
-from robuq_bench.engine.kernels import Rotation, gemm, pack_down, pack_weight, rotate_quantize
-from robuq_bench.engine.kernels.packing import RANK
+from robuq_bench.engine.kernels import Rotation, gemm, pack_down, pack_next, pack_weight, rotate_quantize
+from robuq_bench.engine.kernels.packing import RANK, empty_sums
 from robuq_bench.engine.packed import Layer
 from robuq_bench.engine.support import kernel_rotation
 from robuq_bench.errors import BenchError
@@ -68,20 +71,41 @@ class ReferenceLinear:
         return y
 
 
-class KernelLinear:
-    """The same on the GPU: one row-wise kernel and one bit-serial product, bfloat16 in and out."""
+@dataclass(frozen=True)
+class Hidden:
+    """Tokens between two layers, signed as the second wants them: bfloat16 [m, inputs]; `sums` of its low-rank branch,
+    if it has one, as `gemm` leaves them.
+    """
 
-    def __init__(self, layer: Layer, method: Recipe, device: torch.device):
+    tokens: Tensor
+    sums: Tensor | None
+
+
+class KernelLinear:
+    """The same on the GPU: one row-wise kernel and one bit-serial product, bfloat16 in and out.
+
+    feeds: the layer that takes this one's outputs and nobody else does, which then come as `Hidden`. fed: this layer
+    takes those.
+    """
+
+    def __init__(
+        self, layer: Layer, method: Recipe, device: torch.device, feeds: Layer | None = None, fed: bool = False
+    ):
         self.bits, self.levels, self.center = layer.bits, method.activation.format, method.activation.centre
-        self.rotation = layer_rotation(layer, method, device)
+        rotation = layer_rotation(layer, method, device)
+        self.rotation, self.down, self.feeds = rotation.of_signed() if fed else rotation, None, feeds is not None
         down, up = padded_branch(layer, device)
-        modulated = layer.name.rsplit(".", 1)[-1] in MODULATED
-        self.down = None if down is None else pack_down(down, self.rotation, "modulate" if modulated else "none")
-        self.weight = pack_weight(layer.codes().to(device), channel_scale(layer).to(device), layer.bias.to(device), up)
+        if down is not None and fed:
+            up = up / pack_next(down, rotation)[1]
+        elif down is not None:
+            modulated = layer.name.rsplit(".", 1)[-1] in MODULATED
+            self.down = pack_down(down, rotation, "modulate" if modulated else "none")
+        tensors = (part.to(device) for part in (layer.codes(), channel_scale(layer), layer.bias))
+        self.weight = pack_weight(*tensors, up, *next_wants(feeds, method, device))
 
     def __call__(
         self,
-        x: Tensor,
+        x: Tensor | Hidden,
         *,
         modulation: Modulation | None = None,
         settled: bool = False,
@@ -89,9 +113,11 @@ class KernelLinear:
         epilogue: str = "none",
         gate: Tensor | None = None,
         residual: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor | Hidden:
+        hidden = x if isinstance(x, Hidden) else Hidden(x, None)
+        sums = None if self.weight.next_down is None else empty_sums(len(hidden.tokens), hidden.tokens.device)
         tokens = rotate_quantize(
-            x,
+            hidden.tokens,
             self.rotation,
             self.bits,
             pre="none" if modulation is None else "modulate",
@@ -101,8 +127,25 @@ class KernelLinear:
             center=self.center,
             levels=self.levels,
             epsilon=epsilon,
+            clears=sums,
         )
-        return gemm(tokens, self.weight, epilogue=epilogue, gate=gate, residual=residual)
+        if hidden.sums is not None:
+            tokens = replace(tokens, down=hidden.sums)
+        y = gemm(tokens, self.weight, epilogue=epilogue, gate=gate, residual=residual, sums=sums)
+        return Hidden(y, sums) if self.feeds else y
+
+
+def kernel_linears(layers: Mapping[str, Layer], method: Recipe, device: torch.device) -> dict[str, KernelLinear]:
+    """A block's linears by kind. fc1's product, which has fc2's tokens in registers, gives them their signs and begins
+    fc2's low-rank branch.
+    """
+    more = {"fc1": {"feeds": layers["fc2"]}, "fc2": {"fed": True}}
+    return {kind: KernelLinear(layer, method, device, **more.get(kind, {})) for kind, layer in layers.items()}
+
+
+def reference_linears(layers: Mapping[str, Layer], method: Recipe, device: torch.device) -> dict[str, ReferenceLinear]:
+    """The same for the reference."""
+    return {kind: ReferenceLinear(layer, method, device) for kind, layer in layers.items()}
 
 
 def exact_product(codes: Tensor, ternary: Tensor) -> Tensor:
@@ -126,6 +169,14 @@ def layer_rotation(layer: Layer, method: Recipe, device: torch.device) -> Rotati
     """The layer's rotation for the kernels, on `device`."""
     signs = torch.ones(layer.shape[1], dtype=torch.int8) if layer.signs is None else layer.signs
     return kernel_rotation(layer.shape[1], method.rotation.kind, signs.to(device))
+
+
+def next_wants(layer: Layer | None, method: Recipe, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """The signs and the packed down-projection of the layer that takes an output, for `pack_weight`."""
+    if layer is None:
+        return None, None
+    rotation, (down, _) = layer_rotation(layer, method, device), padded_branch(layer, device)
+    return rotation.flips, None if down is None else pack_next(down, rotation)[0]
 
 
 def padded_branch(layer: Layer, device: torch.device) -> tuple[Tensor | None, Tensor | None]:

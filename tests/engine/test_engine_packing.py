@@ -1,5 +1,7 @@
 """Packing and the bit-serial identity on the CPU: the plain counterpart of every layout decision of the kernels."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -63,6 +65,35 @@ def test_up_projection_round_trip():
     up = torch.randn(70, 16).bfloat16()
     weight = packing.pack_weight(random_ternary(70, 64, 1), torch.ones(70), up=up)
     assert torch.equal(reference.unpack_up(weight), up)
+
+
+@pytest.mark.parametrize("m", [1, 64, 333])
+def test_sums_lie_as_the_tensor_cores_leave_them(m):
+    """mma's layout of 16 x 8 sums: lane (g, t) has rows g and g + 8, columns 2 t and 2 t + 1."""
+    values = torch.randint(-(2**31), 2**31 - 1, (m, 16), dtype=torch.int32)
+    sums = packing.pack_sums(values)
+    assert sums.shape == packing.empty_sums(m, torch.device("cpu")).shape and sums.is_contiguous()
+    assert torch.equal(packing.unpack_sums(sums, m), values)
+    for token, rank in ((0, 0), (m - 1, 13)):
+        row, column = token % 16, rank % 8
+        element = rank // 8 * 4 + row // 8 * 2 + column % 2
+        assert sums[token // 16, element, row % 8 * 4 + column // 2] == values[token, rank]
+
+
+def test_signs_of_the_next_layer_and_sums_in_the_reference():
+    flips = torch.where(torch.rand(128) < 0.5, -(2**15), 0).to(torch.int16)
+    x = packing.pack_activation(random_codes(5, 64, 2, 1), 2, torch.ones(5))
+    plain = packing.pack_weight(random_ternary(128, 64, 2), torch.ones(128))
+    signed = packing.pack_weight(random_ternary(128, 64, 2), torch.ones(128), next_flips=flips)
+    expected = reference.gemm_reference(x, plain) * torch.where(flips < 0, -1, 1)
+    assert torch.equal(reference.gemm_reference(x, signed), expected)
+    low = torch.randint(-(2**20), 2**20, (5, 16), dtype=torch.int32)
+    fed, given = (
+        packing.pack_activation(random_codes(5, 64, 2, 1), 2, torch.ones(5), down=low.to(torch.bfloat16)) for _ in "ab"
+    )
+    fed = dataclasses.replace(fed, down=packing.pack_sums(low))
+    branch = packing.pack_weight(random_ternary(9, 64, 4), torch.ones(9), up=torch.randn(9, 16))
+    assert torch.equal(reference.gemm_reference(fed, branch), reference.gemm_reference(given, branch))
 
 
 def test_reference_equals_the_dequantised_product():

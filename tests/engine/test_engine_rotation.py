@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robuq_bench.engine.kernels import block_rotation, full_rotation, pack_down, reference
+from robuq_bench.engine.kernels import block_rotation, full_rotation, pack_down, pack_next, reference
 from robuq_bench.engine.kernels.packing import unpack_bits
 from robuq_bench.errors import BenchError
 from robuq_bench.quant import hadamard
@@ -46,6 +46,31 @@ def test_down_projection_of_plain_tokens_is_that_of_rotated_ones(width, kind):
     assert (flipped @ matrix.T - low).norm() / low.norm() < 2**-8  # the one rounding to bfloat16
 
 
+@pytest.mark.parametrize("width", [384, 4608])
+def test_the_next_layers_down_projection_in_integers(width):
+    """Scaled by powers of two to just below the bound, zeros left alone; the same numbers as `pack_down`'s else."""
+    turn, down = rotation(width, "full"), torch.randn(16, width) * torch.logspace(-3, 3, 16)[:, None]
+    down[5] = 0
+    packed, scale = pack_next(down, turn)
+    assert torch.equal(scale.log2(), scale.log2().round()) and scale[5] == 1
+    unit = torch.eye(width, dtype=torch.float64)
+    matrix = reference.sums_reference(unit, packed).T  # [16, width]
+    assert torch.equal(matrix, reference.sums_reference(unit, pack_down(down, turn)).T * scale[:, None])
+    most = matrix.abs().sum(-1)
+    assert most[5] == 0 and (most > 2**20.99).sum() == 15 and (most < 2**22.01).all()
+
+
+def test_tokens_that_have_their_signs():
+    turn, x = rotation(384, "full"), torch.randn(3, 384).bfloat16()
+    signed = torch.where(turn.flips < 0, -x, x)
+    plain, same = (
+        reference.rotate_quantize_reference(tokens, by, 2)["cells"]
+        for tokens, by in ((x, turn), (signed, turn.of_signed()))
+    )
+    assert torch.equal(plain, same) and turn.signed and not turn.of_signed().signed
+    assert not full_rotation(hadamard.signs_matrix(12), 384).signed
+
+
 def test_rotations_and_factors_that_do_not_fit_are_refused():
     with pytest.raises(BenchError, match="not supported"):
         full_rotation(hadamard.signs_matrix(12), 96)
@@ -55,7 +80,8 @@ def test_rotations_and_factors_that_do_not_fit_are_refused():
         full_rotation(hadamard.signs_matrix(36), 9216)
     with pytest.raises(BenchError, match="not supported"):
         block_rotation(200)
-    with pytest.raises(BenchError, match="16"):
-        pack_down(torch.zeros(8, 384), rotation(384, "full"))
-    with pytest.raises(BenchError, match="384"):
-        pack_down(torch.zeros(16, 768), rotation(384, "full"))
+    for pack in (pack_down, pack_next):
+        with pytest.raises(BenchError, match="16"):
+            pack(torch.zeros(8, 384), rotation(384, "full"))
+        with pytest.raises(BenchError, match="384"):
+            pack(torch.zeros(16, 768), rotation(384, "full"))

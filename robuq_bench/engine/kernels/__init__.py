@@ -6,7 +6,7 @@ Importing this package needs no GPU, no CUDA toolkit and no compiler; kernels ar
 from robuq_bench.engine.kernels.adaln import AdalnLayer, AdalnStack, modulations, pack_adaln
 from robuq_bench.engine.kernels.bitserial import gemm
 from robuq_bench.engine.kernels.packing import PackedActivation, PackedWeight, pack_activation, pack_weight
-from robuq_bench.engine.kernels.rotation import Rotation, block_rotation, full_rotation, pack_down
+from robuq_bench.engine.kernels.rotation import Rotation, block_rotation, full_rotation, pack_down, pack_next
 from robuq_bench.engine.kernels.rowwise import rotate_quantize
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "pack_activation",
     "pack_adaln",
     "pack_down",
+    "pack_next",
     "pack_weight",
     "rotate_quantize",
 ]

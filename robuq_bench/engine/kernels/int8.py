@@ -44,7 +44,9 @@ class Int8Weight:
 
 
 def int8_weight(weight: PackedWeight) -> Int8Weight:
-    """The same layer, four times as large in memory."""
+    """The same layer, four times as large in memory. Raises BenchError when its outputs are made for the next layer."""
+    if weight.next_flips is not None:
+        raise BenchError("the INT8 path does not do the next layer's signs")
     ternary = unpack_weight(weight).to(torch.int8)
     padded = torch.nn.functional.pad(ternary, (0, weight.planes.shape[1] * 128 - weight.k)).contiguous()
     vectors = (part[: weight.n] for part in (weight.alpha, weight.weight_sum, weight.bias))
@@ -77,7 +79,12 @@ def gemm_int8(
     out: Tensor | None = None,
     tile: Int8Tile = Int8Tile(128, 128, 128, 8, 3),
 ) -> Tensor:
-    """`gemm` on the INT8 tensor cores: the same meaning, exactness and result, from the same tokens."""
+    """`gemm` on the INT8 tensor cores: the same meaning, exactness and result, from the same tokens.
+
+    Raises BenchError when the tokens bring sums for the low-rank branch, or Triton is missing.
+    """
+    if x.down is not None and x.down.dtype != torch.bfloat16:
+        raise BenchError("the INT8 path takes the low-rank branch in bfloat16, not as sums")
     out = torch.empty(x.m, weight.n, dtype=torch.bfloat16, device=x.planes.device) if out is None else out
     rank = x.down is not None and weight.up is not None
     blocks = -(-x.m // tile.bm) * -(-weight.n // tile.bn)

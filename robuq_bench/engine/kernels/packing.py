@@ -72,13 +72,16 @@ class PackedWeight:
     up: Tensor | None  # int32 [n_padded * 8]: bf16 pairs in the order of mma fragments
     n: int
     k: int
+    next_flips: Tensor | None = None  # int16 [n]: the sign bit where the next layer negates an output
+    next_down: Tensor | None = None  # `pack_next` of the next layer's low-rank branch
 
 
 @dataclass(frozen=True)
 class PackedActivation:
     """Quantised tokens [m, k]: level of code c in token i is step[i] * (c + shift) + offset[i].
 
-    step and offset are float32 [m], code_sum int32 [m], down bfloat16 [m, 16] (input of the low-rank branch).
+    step and offset are float32 [m], code_sum int32 [m]. down is the input of the low-rank branch: bfloat16 [m, 16], or
+    the sums, int32, that the product before leaves of it (`empty_sums`).
     """
 
     planes: Tensor
@@ -92,10 +95,19 @@ class PackedActivation:
     down: Tensor | None = field(default=None)
 
 
-def pack_weight(ternary: Tensor, alpha: Tensor, bias: Tensor | None = None, up: Tensor | None = None) -> PackedWeight:
-    """Pack weights: ternary [n, k] of -1, 0, +1; alpha [n]; bias [n]; up [n, 16], the low-rank branch's second factor.
+def pack_weight(
+    ternary: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None = None,
+    up: Tensor | None = None,
+    next_flips: Tensor | None = None,
+    next_down: Tensor | None = None,
+) -> PackedWeight:
+    """Pack weights: ternary [n, k] of -1, 0, +1; alpha [n]; bias [n]; up [n, 16], the low-rank branch's second factor;
+    next_flips, next_down: the signs and `pack_next` of the layer that takes the n outputs, a multiple of 128.
 
-    Raises BenchError when k is no multiple of 32, a weight is not ternary, or the rank is not 16.
+    Raises BenchError when k is no multiple of 32, a weight is not ternary, the rank is not 16, or the next layer is of
+    another width.
     """
     n, k = ternary.shape
     if k % 32:
@@ -104,6 +116,9 @@ def pack_weight(ternary: Tensor, alpha: Tensor, bias: Tensor | None = None, up: 
         raise BenchError("a packed layer needs weights -1, 0 and +1")
     if up is not None and tuple(up.shape) != (n, RANK):
         raise BenchError(f"the low-rank branch needs [{n}, {RANK}], not {list(up.shape)}")
+    for part, each in ((next_flips, 1), (next_down, RANK)):
+        if part is not None and (part.numel() != n * each or n % CHANNELS):
+            raise BenchError(f"the next layer takes {part.numel() // each} channels, not {n}, or no multiple of 128")
     rows, columns = _ceil(n, CHANNELS) * CHANNELS, _ceil(k, UNIT) * UNIT
     order = channel_order(rows).to(ternary.device)
     both = torch.stack([_pad(ternary == 1, rows, columns), _pad(ternary != -1, rows, columns)])[:, order]
@@ -121,6 +136,8 @@ def pack_weight(ternary: Tensor, alpha: Tensor, bias: Tensor | None = None, up: 
         up=None if up is None else _pack_up(_pad(up, rows, RANK)[order]),
         n=n,
         k=k,
+        next_flips=next_flips,
+        next_down=next_down,
     )
     settle(packed.planes)
     return packed
@@ -130,6 +147,26 @@ def _pack_up(up: Tensor) -> Tensor:
     """[rows, 16], already permuted -> int32 [rows * 8]: for each n8 tile, lane (g, t), pairs t, t + 4 of row g."""
     pairs = up.detach().to(torch.bfloat16).contiguous().view(torch.int32).reshape(-1, 8, 2, 4)  # tile, g, half, t
     return pairs.permute(0, 1, 3, 2).reshape(-1).contiguous()
+
+
+def empty_sums(m: int, device: torch.device) -> Tensor:
+    """What `gemm` adds m tokens' sums of the next layer's low-rank branch to, once cleared; see `pack_sums`."""
+    return torch.empty(_ceil(m, ROWS) * (ROWS // 16), 8, 32, dtype=torch.int32, device=device)
+
+
+def pack_sums(values: Tensor) -> Tensor:
+    """int32 [m, 16] -> [m up to 64 / 16, 8, 32], as tensor cores leave sums: element 4 half + 2 h + e of lane (g, t) is
+    rank 8 half + 2 t + e of token g + 8 h of sixteen. Zeros past the last token.
+    """
+    rows = _ceil(len(values), ROWS) * ROWS
+    parts = _pad(values, rows, RANK).reshape(-1, 2, 8, 2, 4, 2)  # tile, h, g, half, t, e
+    return parts.permute(0, 3, 1, 5, 2, 4).reshape(-1, 8, 32).contiguous()
+
+
+def unpack_sums(sums: Tensor, m: int) -> Tensor:
+    """The inverse: int32 [m, 16]."""
+    parts = sums.reshape(-1, 2, 2, 2, 8, 4)  # tile, half, h, e, g, t
+    return parts.permute(0, 2, 4, 1, 5, 3).reshape(-1, RANK)[:m]
 
 
 def pack_activation(

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from robuq_bench.engine.kernels.packing import (
+    RANK,
     PackedActivation,
     PackedWeight,
     channel_order,
     unpack_activation,
     unpack_bits,
+    unpack_sums,
     unpack_weight,
 )
 from robuq_bench.engine.kernels.rotation import Rotation, sylvester
@@ -46,7 +48,9 @@ def gemm_reference(
     gate: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """float64 [m, n]: alpha (step (sum c w + shift sum w) + offset sum w) + bias + down @ up.T, then the epilogue."""
+    """float64 [m, n]: alpha (step (sum c w + shift sum w) + offset sum w) + bias + down @ up.T, then the epilogue, then
+    the next layer's signs.
+    """
     ternary = unpack_weight(weight)
     dot = integer_product(unpack_activation(x), ternary).double()
     sums = ternary.sum(-1).double()
@@ -55,12 +59,24 @@ def gemm_reference(
         y = y + x.offset.double()[:, None] * sums
     y = y * weight.alpha[: weight.n].double() + weight.bias[: weight.n].double()
     if x.down is not None and weight.up is not None:
-        y = y + x.down.double() @ unpack_up(weight).double().T
+        y = y + branch_input(x).double() @ unpack_up(weight).double().T
     if epilogue == "gelu":
         y = torch.nn.functional.gelu(y, approximate="tanh")
     if epilogue == "gate":
         y = gate.double().repeat_interleave(x.m // len(gate), 0) * y + residual.double()
-    return y
+    return y if weight.next_flips is None else torch.where(weight.next_flips < 0, -y, y)
+
+
+def branch_input(x: PackedActivation) -> Tensor:
+    """What tokens bring for the low-rank branch, bfloat16 [m, 16]."""
+    return x.down if x.down.dtype == torch.bfloat16 else unpack_sums(x.down, x.m).to(torch.bfloat16)
+
+
+def sums_reference(y: Tensor, next_down: Tensor) -> Tensor:
+    """float64 [m, 16]: what `gemm` adds to its sums for signed outputs y [m, n], but for rounding to integers."""
+    pairs = next_down.view(torch.int32).reshape(-1, 2, 8, 4, 2, 2)  # 32 channels, h, g, t, pair, rank half
+    matrix = pairs.permute(5, 2, 0, 3, 1, 4).contiguous().view(torch.bfloat16).reshape(RANK, -1)
+    return y.double() @ matrix.double().T
 
 
 def unpack_up(weight: PackedWeight) -> Tensor:

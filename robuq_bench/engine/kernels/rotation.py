@@ -1,6 +1,6 @@
 """Rotations in the form that the row-wise kernel applies: a small matrix over rows, butterflies over columns, signs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -8,13 +8,15 @@ from torch import Tensor
 from robuq_bench.engine.kernels.packing import RANK, pack_bits, settle
 from robuq_bench.errors import BenchError
 
+SUM = 2.0**22  # most that sums in integers reach with tokens of size one
+
 
 @dataclass(frozen=True)
 class Rotation:
     """x -> signs * x, seen as X [rows, columns] -> mix.T @ X @ H_columns * norm (row-vector convention x @ H).
 
     mix is float32 [rows, rows] of small integers. signs is int32 [width / 32] with one bit a channel (1: negated), and
-    flips the same as int16 [width], the sign bit of a 16-bit number.
+    flips the same as int16 [width], the sign bit of a 16-bit number. signed: whether there may be negated ones.
     """
 
     mix: Tensor
@@ -22,10 +24,17 @@ class Rotation:
     flips: Tensor
     columns: int
     norm: float
+    signed: bool
 
     @property
     def width(self) -> int:
         return len(self.mix) * self.columns
+
+    def of_signed(self) -> "Rotation":
+        """For tokens that have been multiplied by the signs already."""
+        signs, flips = torch.zeros_like(self.signs), torch.zeros_like(self.flips)
+        settle(flips)
+        return replace(self, signs=signs, flips=flips, signed=False)
 
 
 def sylvester(n: int) -> Tensor:
@@ -70,7 +79,7 @@ def _rotation(mix: Tensor, columns: int, norm: float, signs: Tensor | None) -> R
     negative = negative.to(mix.device)
     flips = torch.where(negative, -(2**15), 0).to(torch.int16)
     settle(flips)
-    return Rotation(mix.float().contiguous(), pack_bits(negative), flips, columns, norm)
+    return Rotation(mix.float().contiguous(), pack_bits(negative), flips, columns, norm, signs is not None)
 
 
 def pack_down(down: Tensor, rotation: Rotation, pre: str = "none") -> Tensor:
@@ -84,13 +93,35 @@ def pack_down(down: Tensor, rotation: Rotation, pre: str = "none") -> Tensor:
     in a token make up one thread's operands. Raises BenchError when the rank is not 16 or the width is not the
     rotation's.
     """
+    return _fragments(before_rotation(down, rotation).to(torch.float16 if pre == "modulate" else torch.bfloat16))
+
+
+def pack_next(down: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """`pack_down` for the product that makes the tokens, which sums low in integers: (bfloat16, scale [16] float64).
+
+    Ranks are multiplied by powers of two, so sums of `scale` times low. What 64 or 128 channels add is rounded to an
+    integer; a rank's sum is below 2^31 while |x|, weighted with its |down R^T|, stays below 512 on average. The step is
+    2^-22 to 2^-21 of what tokens of size one could add up to, small beside the rounding of low to 16 bits that follows.
+    Raises BenchError as `pack_down` does.
+    """
+    matrix = before_rotation(down, rotation)
+    scale = torch.exp2((SUM / matrix.abs().sum(-1)).log2().floor())
+    scale[scale.isinf()] = 1.0  # ranks of zeros
+    return _fragments((matrix * scale[:, None]).to(torch.bfloat16)), scale
+
+
+def before_rotation(down: Tensor, rotation: Rotation) -> Tensor:
+    """down R^T [16, k] float64, to be applied to tokens that have their signs but are not rotated yet."""
     if tuple(down.shape) != (RANK, rotation.width):
         raise BenchError(f"the down-projection needs [{RANK}, {rotation.width}], not {list(down.shape)}")
     matrix = down.detach().double().reshape(RANK, -1, rotation.columns)
     matrix = rotation.mix.to(matrix) @ matrix @ sylvester(rotation.columns).to(matrix) * rotation.norm
-    kind = torch.float16 if pre == "modulate" else torch.bfloat16
-    pairs = matrix.reshape(RANK, -1).to(kind).view(torch.int32)  # [16, k / 2]
+    return matrix.reshape(RANK, -1)
+
+
+def _fragments(matrix: Tensor) -> Tensor:
+    pairs = matrix.contiguous().view(torch.int32)  # [16, k / 2]
     pairs = pairs.reshape(2, 8, -1, 4, 2, 2)  # rank half, g, 32 channels, t, h, pair
-    packed = pairs.permute(2, 4, 1, 3, 5, 0).reshape(-1, 32, 4).contiguous().view(kind)
+    packed = pairs.permute(2, 4, 1, 3, 5, 0).reshape(-1, 32, 4).contiguous().view(matrix.dtype)
     settle(packed)
     return packed

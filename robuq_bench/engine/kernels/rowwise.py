@@ -12,10 +12,11 @@ from torch import Tensor
 from robuq_bench.engine.kernels import jit
 from robuq_bench.engine.kernels.packing import RANK, ROWS, PackedActivation
 from robuq_bench.engine.kernels.rotation import Rotation
+from robuq_bench.engine.kernels.tensor_map import BYTES, tensor_map
 from robuq_bench.errors import BenchError
 from robuq_bench.quant import gaussian
 
-POINTERS = ("x", "scale", "shift", "mix", "flips", "down", "planes", "code_sum", "step", "offset", "low")
+POINTERS = ("x", "scale", "shift", "mix", "flips", "down", "planes", "code_sum", "step", "offset", "low", "cleared")
 STATIC = 12 * 1024  # bytes: the portable kernel's other shared memory, and what the driver keeps of each block
 PRE = {"none": 0, "modulate": 1, "gelu": 2}
 TOKENS = {"none": torch.bfloat16, "modulate": torch.float16, "gelu": torch.bfloat16}  # as they enter the rotation
@@ -26,10 +27,16 @@ class _Arguments(ctypes.Structure):
 
     _fields_ = (
         [(name, ctypes.c_void_p) for name in POINTERS]
-        + [(name, ctypes.c_int) for name in ("m", "image_tokens", "settled")]
+        + [(name, ctypes.c_int) for name in ("m", "image_tokens", "clears", "settled")]
         + [("modulation_stride", ctypes.c_longlong)]
         + [(name, ctypes.c_float) for name in ("norm", "unscale", "cell", "epsilon")]
     )
+
+
+class _Signed(ctypes.Structure):
+    """`struct Signed` of rowwise_signed.cu."""
+
+    _fields_ = (("tokens", ctypes.c_ubyte * BYTES), ("rowwise", _Arguments), ("rest", ctypes.c_ubyte * 56))
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class TeamPlan:
     steps: int
     blocks: int
 
-    sources = ("rowwise_team.cuh", "rowwise_wgmma.cu")
+    sources = ("rowwise_hopper.cuh", "rowwise_team.cuh", "rowwise_wgmma.cu")
 
     @property
     def step_tokens(self) -> int:
@@ -92,6 +99,35 @@ class TeamPlan:
 
     def macros(self, image_tokens: int) -> dict[str, int]:
         return {"TEAMS": self.teams, "STEPS": self.steps}
+
+
+@dataclass(frozen=True)
+class SignedPlan:
+    """The same for rowwise_signed.cu: Hopper, rotations of 36 rows by 128 columns, tokens that bring their signs."""
+
+    rows: int
+    columns: int
+    blocks: int
+    ring: int
+    rs: int = 0
+    halves: int = 0
+    teams = 1
+    tokens = 2
+    warps = 8
+
+    sources = ("rowwise_hopper.cuh", "rowwise_signed.cu")
+
+    def shared(self, bits: int, pre: str) -> int:
+        signs = 0 if self.rs else 2048 * 8
+        return self.ring * 4 * self.rows * self.columns + signs + 12800 + 2 * bits * self.rows * self.columns // 4
+
+    def macros(self, image_tokens: int) -> dict[str, int]:
+        return {"RING": self.ring, "RS": self.rs}
+
+    def launch_arguments(self, x: Tensor, arguments: _Arguments) -> ctypes.Structure:
+        """With the map by which tokens x come."""
+        tokens = tensor_map(x.view(-1, self.columns), 2 * self.rows, 64, swizzled=True)
+        return _Signed((ctypes.c_ubyte * BYTES)(*tokens), arguments)
 
 
 def plan(rows: int, columns: int, shared: int) -> Plan:
@@ -131,8 +167,12 @@ def source_and_macros(
 
 
 @functools.cache
-def _choose(rotation: tuple[int, int], pre: str, m: int, image_tokens: int, device: torch.device) -> Plan | TeamPlan:
+def _choose(
+    rotation: tuple[int, int], pre: str, m: int, image_tokens: int, bare: bool, device: torch.device
+) -> Plan | TeamPlan | SignedPlan:
     properties = torch.cuda.get_device_properties(device)
+    if bare and rotation == (36, 128) and jit.architecture(device) == "sm_90a":
+        return SignedPlan(*rotation, 2, 3)
     teams = team_plan(*rotation, pre, m, image_tokens, properties.multi_processor_count)
     if teams and jit.architecture(device) == "sm_90a":
         return teams
@@ -143,7 +183,7 @@ def roundings(
     rotation: Rotation, m: int, device: torch.device, *, pre: str, modulation: tuple[Tensor, Tensor] | None = None
 ) -> dict[str, Any]:
     """Where the kernel for such tokens rounds: options of `reference.rotate_quantize_reference`."""
-    chosen = _choose((len(rotation.mix), rotation.columns), pre, m, _image_tokens(m, modulation), device)
+    chosen = _choose((len(rotation.mix), rotation.columns), pre, m, _image_tokens(m, modulation), False, device)
     return {"rounded": TOKENS[pre], "tf32": isinstance(chosen, TeamPlan)}
 
 
@@ -175,6 +215,7 @@ def rotate_quantize(
     levels: str = "midrise",
     epsilon: float = 1e-6,
     settled: bool = False,
+    clears: Tensor | None = None,
     out: PackedActivation | None = None,
 ) -> PackedActivation:
     """Quantised and packed tokens of x, bfloat16 [m, width], on torch's current stream.
@@ -185,6 +226,7 @@ def rotate_quantize(
     around the token's mean (gives `offset`). levels: "midrise" or "midtread". The step is sqrt(pi / 2) * mean|x| times
     the optimal step for N(0, 1). settled: the modulation was made three launches ago or earlier on this stream, so that
     it may be read before the launch before has ended.
+    clears: set to zero besides (`empty_sums`), for the product after this.
     out: what an earlier call with the same options gave, to be overwritten.
     What precedes the rotation is rounded once: modulated tokens to float16 (|1 + scale| below 1900 keeps them finite),
     GELU to bfloat16. On Hopper the sums over columns of some rotations are rounded to 11 bits: see docs/engine.md.
@@ -205,15 +247,17 @@ def rotate_quantize(
         raise BenchError("`out` comes from a call with other sizes or options")
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     image_tokens = _image_tokens(m, modulation)
-    chosen = _choose((len(rotation.mix), rotation.columns), pre, m, gcd(image_tokens, 16), device)
+    bare = pre == "none" and down is None and not rotation.signed
+    chosen = _choose((len(rotation.mix), rotation.columns), pre, m, gcd(image_tokens, 16), bare, device)
     kernel = _kernel(chosen, bits, pre, down is not None, center, levels, gcd(image_tokens, 16), device)
     scale, shift_by = modulation or (None, None)
     tensors = (x, scale, shift_by, rotation.mix, rotation.flips, down)
-    outputs = (out.planes, out.code_sum, out.step, out.offset, out.down)
+    outputs = (out.planes, out.code_sum, out.step, out.offset, out.down, clears)
     arguments = _Arguments(
         *map(jit.pointer, (*tensors, *outputs)),
         m=m,
         image_tokens=image_tokens,
+        clears=0 if clears is None else clears.numel() // 4,
         settled=settled,
         modulation_stride=scale.stride(0) // 8 if scale is not None else 0,
         norm=rotation.norm,
@@ -221,6 +265,8 @@ def rotate_quantize(
         cell=sqrt(pi / 2) * gaussian.step(levels, bits) * rotation.norm / width,
         epsilon=epsilon,
     )
+    if isinstance(chosen, SignedPlan):
+        arguments = chosen.launch_arguments(x, arguments)
     blocks = min(-(-m // chosen.tokens), processors * chosen.blocks)
     kernel(blocks, 32 * chosen.warps, arguments)
     return out

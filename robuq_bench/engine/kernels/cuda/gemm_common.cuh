@@ -1,8 +1,9 @@
 // Shared by both bit-serial GEMMs: the arguments, the work split and the fused epilogue.
 //
 // Macros: UNITS = K / 128 (a unit is 128 channels: 16 bytes of one bit plane), BN = output channels of a block's tile,
-// BM = tokens of a tile, WORKERS = groups of 128 threads, LOWRANK, OFFSET = 0 | 1, EPILOGUE = 0 none | 1 GELU(tanh) |
-// 2 gate * y + residual; and those of each kernel.
+// BM = tokens of a tile, WORKERS = groups of 128 threads, LOWRANK = 0 | 1 | 2 fed by sums, OFFSET = 0 | 1,
+// EPILOGUE = 0 none | 1 GELU(tanh) | 2 gate * y + residual, NEXT = 0 | 1 the next layer's signs | 2 and its low-rank
+// branch; and those of each kernel.
 //
 // Packed operands (both in rows of 16 bytes, so that every copy is linear and free of bank conflicts):
 //   activations [M/64][bits][UNITS][64 tokens][16 B]      weights [N/128][UNITS][P, Q][128 channels][16 B]
@@ -16,8 +17,11 @@ struct Gemm {
   const float* alpha;             // [N up to 128]
   const float* weight_sum;        // [N up to 128] sum of the ternary weights of a channel
   const float* bias;              // [N up to 128]
-  const unsigned* down;           // [M][8] pairs of bf16
+  const unsigned* down;           // [M][8] pairs of bf16 | [M up to 64 / 16][8][32] sums as `feed` leaves them
   const uint2* up;                // [N up to 128] * 4, in the order of mma fragments (see packing.py)
+  const uint4* next_flips;        // [N] 16 bits: the sign bit where the next layer negates the output, with NEXT
+  const uint4* next_down;         // [N] * 2: its down-projection of signed outputs (see rotation.py), with NEXT = 2
+  int* next_sums;                 // [M up to 64 / 16][8][32], what that gives, added to what is there: see `feed`
   const unsigned short* gate;     // [ceil(M / gate_rows)], rows gate_stride apart, bf16
   const unsigned short* residual; // [M][N] bf16
   unsigned short* out;            // [M][N] bf16
@@ -29,6 +33,7 @@ struct Gemm {
 struct Channels {                 // one tile's per-channel constants, in shared memory; both sums times alpha
   float alpha[BN], shifted_sum[BN], bias[BN], weight_sum[OFFSET ? BN : 4];
   uint2 up[LOWRANK ? BN * 4 : 1];
+  uint4 next_down[NEXT == 2 ? BN * 2 : 1], next_flips[NEXT ? BN / 8 : 1];
 };
 
 constexpr int PIECE = 64 * 16;    // bytes: 64 rows of one unit of one plane
@@ -86,9 +91,11 @@ __device__ __forceinline__ unsigned scaled(unsigned pair) {
 __device__ __forceinline__ void load_channels(const Gemm& p, Channels& channels, int n0) {
   constexpr int THREADS = WORKERS * 128, EACH = (BN + THREADS - 1) / THREADS;
   constexpr int UPS = LOWRANK ? (BN * 4 + THREADS - 1) / THREADS : 0;
+  constexpr int DOWNS = NEXT == 2 ? (BN * 2 + THREADS - 1) / THREADS : 0;
   const int thread = threadIdx.x, real = min(BN, (p.n + 127) / 128 * 128 - n0);
   float alpha[EACH], sum[EACH], bias[EACH];
   uint2 up[UPS + 1];
+  uint4 down[DOWNS + 1], flips;
 #pragma unroll
   for (int j = 0; j < EACH; j++) {
     const int i = thread + j * THREADS, n = n0 + i;
@@ -100,6 +107,12 @@ __device__ __forceinline__ void load_channels(const Gemm& p, Channels& channels,
     const int i = thread + j * THREADS;
     up[j] = i < real * 4 ? p.up[n0 * 4 + i] : make_uint2(0, 0);
   }
+#pragma unroll
+  for (int j = 0; j < DOWNS; j++) {
+    const int i = thread + j * THREADS;
+    down[j] = i < real * 2 ? p.next_down[n0 * 2 + i] : make_uint4(0, 0, 0, 0);
+  }
+  if (NEXT && thread < BN / 8) flips = thread < real / 8 ? p.next_flips[n0 / 8 + thread] : make_uint4(0, 0, 0, 0);
   asm volatile("" ::: "memory");
 #pragma unroll
   for (int j = 0; j < EACH; j++) {
@@ -116,13 +129,17 @@ __device__ __forceinline__ void load_channels(const Gemm& p, Channels& channels,
     if (i >= BN * 4) break;
     channels.up[i] = EPILOGUE == 1 ? make_uint2(scaled(up[j].x), scaled(up[j].y)) : up[j];
   }
+#pragma unroll
+  for (int j = 0; j < DOWNS; j++)
+    if (thread + j * THREADS < BN * 2) channels.next_down[thread + j * THREADS] = down[j];
+  if (NEXT && thread < BN / 8) channels.next_flips[thread] = flips;
 }
 
 // The two tokens (rows g and g + 8 of an m16 tile) whose sums a thread holds. WHOLE: the tile lies inside the output.
 struct Tokens {
   int code_sum[2];
   float step[2], offset[2];
-  unsigned down[4];
+  unsigned down[LOWRANK == 2 ? 8 : 4];  // an mma operand; the sums it will be made of
 };
 
 template <bool WHOLE>
@@ -135,12 +152,43 @@ __device__ __forceinline__ Tokens load_tokens(const Gemm& p, int row0, int lane)
     t.code_sum[h] = real ? p.code_sum[row] : 0;
     t.step[h] = real ? p.step[row] : 0.f;
     t.offset[h] = OFFSET && real ? p.offset[row] : 0.f;
-    if (LOWRANK) {
+    if (LOWRANK == 1) {
       t.down[h] = real ? p.down[row * 8 + (lane & 3)] : 0;
       t.down[h + 2] = real ? p.down[row * 8 + (lane & 3) + 4] : 0;
     }
   }
+  if (LOWRANK == 2)
+#pragma unroll
+    for (int i = 0; i < 8; i++) t.down[i] = WHOLE || row0 < p.m ? p.down[row0 * 16 + i * 32 + lane] : 0;
   return t;
+}
+
+__device__ __forceinline__ void mma_bf16(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
+                                         unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// What the next layer's down-projection makes of 16 tokens x 32 channels as a warp stores them: pairs[h][j] are channels
+// 8 (lane % 4) + 2 j and the next of token h, `low` ranks of the first and of the last eight.
+__device__ __forceinline__ void project(float (&low)[2][4], const unsigned (&pairs)[2][4], const uint4* down) {
+#pragma unroll
+  for (int s = 0; s < 2; s++) {
+    const uint4 b = down[s * 32];
+    mma_bf16(low[0], pairs[0][2 * s], pairs[1][2 * s], pairs[0][2 * s + 1], pairs[1][2 * s + 1], b.x, b.z);
+    mma_bf16(low[1], pairs[0][2 * s], pairs[1][2 * s], pairs[0][2 * s + 1], pairs[1][2 * s + 1], b.y, b.w);
+  }
+}
+
+// Adds it to that of other channels: integers, so that their order does not matter. The sums of 16 tokens lie as mma
+// leaves them, which is also how the next product takes them.
+__device__ __forceinline__ void feed(const Gemm& p, const float (&low)[2][4], int row0, int lane) {
+  if (row0 >= p.m) return;
+#pragma unroll
+  for (int i = 0; i < 8; i++)
+    asm volatile("red.relaxed.gpu.global.add.s32 [%0], %1;" ::"l"(p.next_sums + row0 * 16 + i * 32 + lane),
+                 "r"(__float2int_rn(low[i / 4][i % 4])) : "memory");
 }
 
 __device__ __forceinline__ bool inside(const Gemm& p, int row0, int rows, int n0, int channels) {
@@ -181,6 +229,11 @@ __device__ __forceinline__ void finish(const Gemm& p, const Channels& ch, const 
   asm volatile("" : "+r"(n));  // or the compiler works out every column of the slow path ahead of the loop, and spills
   unsigned short* out[2];
   const unsigned short* gate[2];
+  unsigned down[4];
+  float low[2][4] = {};
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    down[i] = LOWRANK == 2 ? bf16_pair((int)t.down[2 * i], (int)t.down[2 * i + 1]) : t.down[i];
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     out[h] = p.out + (long long)(row + 8 * h) * p.n + n;
@@ -207,42 +260,45 @@ __device__ __forceinline__ void finish(const Gemm& p, const Channels& ch, const 
 #pragma unroll
       for (int j = 0; j < 4; j++) {
         const uint2 b = ch.up[(col / 8 + 4 * group + j) * 32 + lane];
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+f"(y[j][0]), "+f"(y[j][1]), "+f"(y[j][2]), "+f"(y[j][3])
-            : "r"(t.down[0]), "r"(t.down[1]), "r"(t.down[2]), "r"(t.down[3]), "r"(b.x), "r"(b.y));
+        mma_bf16(y[j], down[0], down[1], down[2], down[3], b.x, b.y);
       }
+    unsigned pairs[2][4];
+    uint4 flips;
+    if (NEXT) flips = ch.next_flips[col / 8 + 4 * group + (lane & 3)];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      if (WHOLE) {
-        uint4 g;
-        if (EPILOGUE == 2) g = *(const uint4*)(gate[h] + 32 * group);
-        unsigned pairs[4];
+      uint4 g;
+      if (WHOLE && EPILOGUE == 2) g = *(const uint4*)(gate[h] + 32 * group);
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-          float a = y[j][2 * h], b = y[j][2 * h + 1];
-          if (EPILOGUE == 1) a = gelu_of_twice(a), b = gelu_of_twice(b);
-          if (EPILOGUE == 2) {
-            const unsigned r = (&more.part[group][h].x)[j];
-            a = low_half((&g.x)[j]) * a + low_half(r);
-            b = high_half((&g.x)[j]) * b + high_half(r);
-          }
-          pairs[j] = bf16_pair(a, b);
+      for (int j = 0; j < 4; j++) {
+        float a = y[j][2 * h], b = y[j][2 * h + 1];
+        if (EPILOGUE == 1) a = gelu_of_twice(a), b = gelu_of_twice(b);
+        if (WHOLE && EPILOGUE == 2) {
+          const unsigned r = (&more.part[group][h].x)[j];
+          a = low_half((&g.x)[j]) * a + low_half(r);
+          b = high_half((&g.x)[j]) * b + high_half(r);
         }
-        *(uint4*)(out[h] + 32 * group) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+        if (!WHOLE && EPILOGUE == 2) {
+          const int at = 32 * group + 2 * j;
+          const unsigned short* r = p.residual + (long long)(row + 8 * h) * p.n + n + at;
+          if (row + 8 * h < p.m && n + at < p.n) a = low_half(gate[h][at]) * a + low_half(r[0]);
+          if (row + 8 * h < p.m && n + at + 1 < p.n) b = low_half(gate[h][at + 1]) * b + low_half(r[1]);
+        }
+        pairs[h][j] = bf16_pair(a, b);
+        if (NEXT) pairs[h][j] ^= (&flips.x)[j];
+      }
+      if (WHOLE) {
+        *(uint4*)(out[h] + 32 * group) = make_uint4(pairs[h][0], pairs[h][1], pairs[h][2], pairs[h][3]);
       } else {
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-          const int at = 32 * group + i;
-          if (row + 8 * h >= p.m || n + at >= p.n) continue;
-          float a = y[i / 2][2 * h + i % 2];
-          if (EPILOGUE == 1) a = gelu_of_twice(a);
-          if (EPILOGUE == 2)
-            a = low_half(gate[h][at]) * a + low_half(p.residual[(long long)(row + 8 * h) * p.n + n + at]);
-          out[h][at] = (unsigned short)bf16_pair(a, 0.f);
-        }
+        for (int i = 0; i < 8; i++)
+          if (row + 8 * h < p.m && n + 32 * group + i < p.n)
+            out[h][32 * group + i] = (unsigned short)(pairs[h][i / 2] >> i % 2 * 16);
       }
     }
+    if (NEXT == 2) project(low, pairs, ch.next_down + (col / 32 + group) * 64 + lane);
   }
+  if (NEXT == 2) feed(p, low, row0, lane);
 }
 
 // A block works through a contiguous run of tiles, ordered so that neighbours share their weights; the weights of one

@@ -22,11 +22,24 @@ struct Rowwise {
   float* step;                    // [M]
   float* offset;                  // [M], with CENTER
   unsigned short* low;            // [M][16] bf16, with RANK
-  int m, image_tokens;
+  uint4* cleared;                 // what the product after this one adds its sums to; `clears` times 16 bytes
+  int m, image_tokens, clears;
   int settled;                    // scale and shift are there before the kernel before has ended
   long long modulation_stride;    // in 16 bytes
   float norm, unscale, cell, epsilon;  // norm = 1 / unscale; step = cell * sum|Y|
 };
+
+// Hopper may launch a kernel while the one before it ends; nothing that one wrote is touched before this.
+__device__ __forceinline__ void wait_for_the_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void clear_sums(const Rowwise& p) {
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < p.clears; i += gridDim.x * blockDim.x)
+    p.cleared[i] = make_uint4(0, 0, 0, 0);
+}
 
 __device__ __forceinline__ float low_half(unsigned pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_half(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }

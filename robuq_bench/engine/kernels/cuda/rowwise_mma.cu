@@ -165,9 +165,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
     if (CENTER) p.offset[base + thread] = token_sum(plain_sums, thread) * (p.norm / N);
   };
 
-#if __CUDA_ARCH__ >= 900  // see gemm_common.cuh
-  asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
-#endif
+  wait_for_the_kernel_before();
+  clear_sums(p);
 
   int base = blockIdx.x * TOKENS;
   const int stride = gridDim.x * TOKENS;

@@ -12,7 +12,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
 
   const int batches = (p.m + BATCH - 1) / BATCH, each = (batches + gridDim.x - 1) / gridDim.x;
   const int first = blockIdx.x * each, last = min(first + each, batches);
-  make_constants(p, shared);
+  make_signs<THREADS>(shared + SIGNS_AT), make_mix<THREADS>(p, shared + MIX_AT);
   // Signs of what a thread prepares (with PRE = 1 they are in the table), and its part of the down-projection's matrix:
   // [step of 16 channels][lane].
   constexpr int DEPTH = 9, ROUNDS = OWN / DEPTH;
@@ -84,42 +84,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
   };
   // Threads of a team wait for each other.
   auto meet = [&] { asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "r"(32 * TEAM_WARPS) : "memory"); };
-  // Leaves a warp's sums of its two tokens for the team.
-  auto publish = [&](const float(&sums)[2], float(&to)[STEP][PARTS]) {
-    const float sum = fold<2, 16>(sums, lane);
-    const unsigned pair = lane >> 4;
-    if (lane % 16 == 0) to[C == 32 ? 2 * pair + warp / 2 : pair][C == 32 ? warp % 2 : warp] = sum;
-  };
-  auto total = [&](const float(&of)[PARTS]) {
-    float sum = of[0];
-#pragma unroll
-    for (int i = 1; i < PARTS; i++) sum += of[i];
-    return sum;
-  };
-  auto token_in_step = [&](unsigned pair) { return C == 32 ? 2 * pair + warp / 2 : pair; };
   // What is left to be stored of a batch, after the next barrier of the block.
   auto finish = [&](int batch) {
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
-      const int base = token_of(batch, step);
       const unsigned slot = team * STEPS + step;
-      const unsigned char* const stage = shared + STAGE_AT + slot * (BITS * STEP * PLANE);
-      unsigned char* const block = p.planes + (long long)(base >> 6) * (BITS * UNITS * 1024) + (base & 63) * 16;
-#pragma unroll 1
-      for (unsigned i = member; i < BITS * UNITS * STEP; i += 32 * TEAM_WARPS) {
-        const unsigned token = i % STEP, unit = i / STEP % UNITS, plane = i / (STEP * UNITS);
-        if (base + (int)token < p.m)
-          *(uint4*)(block + (plane * UNITS + unit) * 1024 + token * 16) =
-              *(const uint4*)(stage + (plane * STEP + token) * PLANE + unit * 16);
-      }
-      if (member < STEP && base + (int)member < p.m) {
-        int sum = 0;
-#pragma unroll
-        for (int i = 0; i < PARTS; i++)
-          sum += C == 32 ? code_sums[slot][member % 2 * 2 + i] >> member / 2 * 16 & 0xffff
-                         : code_sums[slot][i] >> member * 16 & 0xffff;
-        p.code_sum[base + member] = sum;
-      }
+      store_codes(p, shared + STAGE_AT + slot * CODES, code_sums[slot], token_of(batch, step), member);
     }
 #pragma unroll 1
     for (int i = thread; RANK && i < min(BATCH, p.m - batch * BATCH) * 16; i += THREADS) {
@@ -131,9 +101,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
   };
 
   if (PRE == 1 && p.settled && first < last) tabulate(first);
-#if __CUDA_ARCH__ >= 900  // see gemm_common.cuh
-  asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
-#endif
+  wait_for_the_kernel_before();
+  clear_sums(p);
   if (first >= last) return;
   load(first);
   if (PRE == 1) tabulate(first), meet();
@@ -173,33 +142,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
 #pragma unroll 1
     for (int step = 0; step < STEPS; step++) {
       const unsigned slot = team * STEPS + step;
-      float y[40];
-      rotate_tokens(y, uniform(address + slot_of(batch, step)), address + SIGNS_AT, address + MIX_AT,
-                    uniform(warp / 4));
-#pragma unroll
-      for (int i = 0; i < 4; i++) y[16 + i] += y[20 + i];  // one of them is zero
+      float z[36], y[40];
+      rotate_columns(z, uniform(address + slot_of(batch, step)), address + SIGNS_AT, uniform(warp / 4));
+      rotate_rows(y, z, address + MIX_AT);
 
       if (CENTER) {
-        float sums[2] = {}, both = 0.f;
-#pragma unroll
-        for (int i = 0; i < 16; i++) sums[0] += y[i], sums[1] += y[24 + i], both += i < 4 ? y[16 + i] : 0.f;
-        sums[0] += t < 2 ? both : 0.f, sums[1] += t < 2 ? 0.f : both;
-        publish(sums, plain_sums[slot]);
+        float sums[2] = {}, centre[2];
+        add_up(sums, y, t, [](float v) { return v; });
+        publish(sums, plain_sums[slot], warp, lane);
         meet();
-        float centre[2];
 #pragma unroll
-        for (int i = 0; i < 2; i++) centre[i] = total(plain_sums[slot][token_in_step(i)]) * (1.f / N);
-#pragma unroll
-        for (int i = 0; i < 40; i++) y[i] -= i < 16 ? centre[0] : i >= 24 ? centre[1] : t < 2 ? centre[0] : centre[1];
+        for (int i = 0; i < 2; i++) centre[i] = total(plain_sums[slot][token_in_step(i, warp)]) * (1.f / N);
+        take_off(y, centre, t);
       }
-      float sums[2] = {}, both = 0.f;
-#pragma unroll
-      for (int i = 0; i < 16; i++) {
-        sums[0] += fabsf(y[i]), sums[1] += fabsf(y[24 + i]);
-        if (i < 4) both += fabsf(y[16 + i]);
-      }
-      sums[0] += t < 2 ? both : 0.f, sums[1] += t < 2 ? 0.f : both;
-      publish(sums, absolute_sums[slot]);
+      float sums[2] = {}, cells[2];
+      add_up(sums, y, t, [](float v) { return fabsf(v); });
+      publish(sums, absolute_sums[slot], warp, lane);
       meet();
       if (member < STEP && token_of(batch, step) + (int)member < p.m) {
         const int at = token_of(batch, step) + member;
@@ -207,43 +165,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
         if (CENTER) p.offset[at] = total(plain_sums[slot][member]) * (p.norm / N);
       }
 
-      float cell[3];                   // of both tokens, and of the one with the last rows
 #pragma unroll
       for (int i = 0; i < 2; i++)
-        cell[i] = fmaxf(total(absolute_sums[slot][token_in_step(i)]) * p.cell, 1e-12f) * p.unscale;
-      cell[2] = t < 2 ? cell[0] : cell[1];
-      unsigned words[BITS] = {}, upper[BITS] = {}, rest[BITS] = {};
-#pragma unroll
-      for (int i = 15; i >= 0; i--) {
-        fold_bits(element(y, 0, i / 4, i / 2 % 2, i % 2), cell[0], words);
-        fold_bits(element(y, 1, i / 4, i / 2 % 2, i % 2), cell[1], upper);
-      }
-#pragma unroll
-      for (int bit = 0; bit < BITS; bit++) words[bit] |= upper[bit] << 16;
-#pragma unroll
-      for (int i = 3; i >= 0; i--) fold_bits(element(y, 0, 4, i / 2, i % 2), cell[2], rest);
-      from_gray(words), from_gray(rest);
-      unsigned count = 0, few = 0, last_rows = 0;
-      unsigned char* const stage = shared + STAGE_AT + slot * (BITS * STEP * PLANE) +
-                                   (C == 32 ? warp / 2 * PLANE + warp % 2 * 2 : warp * 2);
-      constexpr int TOKEN = C == 32 ? 2 * PLANE : PLANE;  // from a thread's first token to its second
-      const unsigned row = g / 2 * 8 + 2 * t + g % 2;
-#pragma unroll
-      for (int bit = 0; bit < BITS; bit++) {
-        rest[bit] &= 15;
-        count += (__popc(words[bit] & 0xffff) | __popc(words[bit] >> 16) << 16) << bit;
-        few += __popc(rest[bit]) << bit;
-        last_rows |= rest[bit] << 4 * bit;
-        const unsigned word = transpose(words[bit], lane);
-        unsigned char* const to = stage + bit * STEP * PLANE + row * (C / 8);
-        *(unsigned short*)to = word, *(unsigned short*)(to + TOKEN) = word >> 16;
-      }
-      last_rows = transpose(last_rows, lane);
-      const unsigned last_row = 32 + t % 2 * 2 + g % 2;
-      if (g / 2 < BITS)
-        *(unsigned short*)(stage + g / 2 * STEP * PLANE + t / 2 * TOKEN + last_row * (C / 8)) = last_rows;
-      count = __reduce_add_sync(~0u, count + (few << (t < 2 ? 0 : 16)));
-      if (lane == 0) code_sums[slot][warp] = count;
+        cells[i] = fmaxf(total(absolute_sums[slot][token_in_step(i, warp)]) * p.cell, 1e-12f) * p.unscale;
+      make_codes(y, cells, shared + STAGE_AT + slot * CODES, code_sums[slot][warp], warp, lane);
 
       if (more) get_flips(), put(batch + 1, step);
     }
