@@ -17,8 +17,8 @@ from robuq_bench.engine.kernels import (
     packing,
     rotate_quantize,
 )
-from robuq_bench.engine.kernels.bitserial import source_and_macros
-from robuq_bench.engine.kernels.rowwise import plan, team_plan
+from robuq_bench.engine.kernels.bitserial import NEXT_BYTES, source_and_macros
+from robuq_bench.engine.kernels.rowwise import SignedPlan, plan, team_plan
 from robuq_bench.engine.kernels.rowwise import source_and_macros as rowwise_source
 from robuq_bench.engine.kernels.tiles import MmaTile, SingleTile, StreamTile
 from robuq_bench.errors import BenchError
@@ -40,8 +40,9 @@ SIZES = [(4, 32), (12, 32), (24, 32), (48, 32), (48, 64), (32, 32), (32, 128), (
         ("sm_90a", SingleTile(64, 1, 3, 3)),
     ],
 )
-def test_gemm_compiles(compiler, arch, tile, epilogue):
-    source, macros = source_and_macros(tile, 1152, epilogue, True, True)
+@pytest.mark.parametrize(("rank", "following"), [(1, 0), (2, 2)])
+def test_gemm_compiles(compiler, arch, tile, epilogue, rank, following):
+    source, macros = source_and_macros(tile, 1152, epilogue, rank, True, following)
     assert jit.compile_cubin(source, arch, macros).startswith(b"\x7fELF")
 
 
@@ -76,6 +77,12 @@ def test_rowwise_compiles(compiler, arch, shared, size, pre, center, levels):
     assert jit.compile_cubin(source, arch, macros).startswith(b"\x7fELF")
 
 
+@pytest.mark.parametrize(("bits", "center", "levels"), [(2, False, "midrise"), (4, True, "midtread")])
+def test_rowwise_compiles_for_signed_tokens(compiler, bits, center, levels):
+    source, macros = rowwise_source(SignedPlan(36, 128), bits, "none", False, center, levels, 1)
+    assert jit.compile_cubin(source, "sm_90a", macros).startswith(b"\x7fELF")
+
+
 @pytest.mark.parametrize("m", [512, 16384])
 @pytest.mark.parametrize(
     ("columns", "pre", "center", "levels"),
@@ -105,6 +112,11 @@ def test_hopper_plans_fit_and_no_others_exist(m):
             static = 2 * chosen.warps * chosen.tokens * 64 + 2048  # the down-projection's sums, and the others
             assert chosen.blocks * (chosen.shared(4, pre) + static) < SHARED["sm_90a"] and 64 % chosen.tokens == 0
     assert team_plan(36, 32, "modulate", m, 6, 132) is None  # a team's four tokens would be of two images
+
+
+def test_the_plan_for_signed_tokens_fits():
+    chosen = SignedPlan(36, 128)
+    assert chosen.blocks * (chosen.shared(4, "none") + 3072) < SHARED["sm_90a"] + 1024
 
 
 def test_machine_code_is_kept_on_disk_and_used_again(compiler, monkeypatch):
@@ -140,6 +152,14 @@ def test_every_width_finds_a_tile_that_fits(arch, shared, k):
     for m in (1, 256, 4096, 100_000):
         assert choice.default_tile(arch, m, 4608, k, 2, 132, shared).fits(k // 128, 2, shared)
     assert all(tile.fits(k // 128, 2, shared) for tile in choice.candidates(arch, 4608, k, 2, shared))
+
+
+@pytest.mark.parametrize("k", [128, 384, 768, 1024, 1152, 1536])
+@pytest.mark.parametrize(("arch", "shared"), SHARED.items())
+def test_what_the_next_layer_wants_fits_beside_every_tile_of_fc1(arch, shared, k):
+    rule = [choice.default_tile(arch, m, 4 * k, k, 2, 132, shared) for m in (1, 256, 4096, 100_000)]
+    for tile in rule + choice.candidates(arch, 4 * k, k, 2, shared):
+        assert tile.fits(k // 128, 2, shared - tile.bn * NEXT_BYTES[2]), tile
 
 
 def test_too_wide_a_layer_is_refused():

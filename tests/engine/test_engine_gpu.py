@@ -1,15 +1,27 @@
 """The bit-serial GEMM and the INT8 path on a GPU: integers against int64, epilogues against float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robuq_bench.engine.kernels import choice, gemm, jit, pack_activation, pack_weight
+from robuq_bench.engine.kernels import (
+    choice,
+    gemm,
+    jit,
+    pack_activation,
+    pack_next,
+    pack_weight,
+    rotate_quantize,
+)
 from robuq_bench.engine.kernels.int8 import gemm_int8, int8_weight
-from robuq_bench.engine.kernels.reference import gemm_reference, integer_product
+from robuq_bench.engine.kernels.packing import empty_sums, pack_sums, unpack_sums
+from robuq_bench.engine.kernels.reference import gemm_reference, integer_product, sums_reference
 from robuq_bench.engine.kernels.tiles import MmaTile, SingleTile, StreamTile, Tile
 from robuq_bench.engine.kernels.tune import tune
+from robuq_bench.engine.support import kernel_rotation
 from robuq_bench.errors import BenchError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -110,6 +122,54 @@ def test_epilogues_agree_with_float64_and_overwrite_everything(m, n, k, rank, ep
         torch.testing.assert_close(out.double(), expected, rtol=2**-8, atol=2e-3)
 
 
+@pytest.mark.parametrize("epilogue", ["none", "gelu"])
+@pytest.mark.parametrize(("m", "n", "k"), [(256, 1536, 384), (333, 384, 1536), (8, 4608, 96)])
+def test_signs_and_sums_for_the_next_layer(m, n, k, epilogue):
+    """Integers to the last one but for rounding what a tile adds and its float32 sums; the same bits every time."""
+    codes, ternary = operands(m, n, k, 2, 17)
+    random = {"device": "cuda", "generator": torch.Generator("cuda").manual_seed(18)}
+    turn = kernel_rotation(n, "full", torch.randint(0, 2, (n,), **random) * 2 - 1)
+    down = torch.randn(16, n, **random) * torch.logspace(-2, 2, 16, device="cuda")[:, None]
+    down[13:] = 0
+    packed_down, _ = pack_next(down, turn)
+    step, alpha = torch.rand(m, **random) / 10, torch.rand(n, **random) / 10
+    x = pack_activation(codes, 2, step, down=torch.randn(m, 16, **random))
+    rest = (alpha, torch.randn(n, **random), torch.randn(n, 16, **random))
+    weight, plain = pack_weight(ternary, *rest, turn.flips, packed_down), pack_weight(ternary, *rest)
+    matrix = sums_reference(torch.eye(n, device="cuda"), packed_down).T
+    for tile in tiles(n, k, 2):
+        sums = empty_sums(m, codes.device).fill_(-7)
+        rotate_quantize(torch.zeros(3, n, device="cuda").bfloat16(), turn, 2, clears=sums)
+        assert not sums.any()
+        out = gemm(x, weight, epilogue=epilogue, sums=sums, tile=tile)
+        unsigned = torch.where(turn.flips < 0, -out, out)
+        assert torch.equal(unsigned, gemm(x, plain, epilogue=epilogue, tile=tile))
+        found, expected = unpack_sums(sums, m), sums_reference(out, packed_down)
+        limit = n / 32 + 2**-20 * (out.double().abs() @ matrix.abs().T)
+        assert ((found - expected).abs() <= limit).all() and not found[:, 13:].any()
+        again = torch.zeros_like(sums)
+        gemm(x, weight, epilogue=epilogue, sums=again, tile=tile)
+        assert torch.equal(unpack_sums(again, m), found)
+
+
+@pytest.mark.parametrize("epilogue", ["none", "gate"])
+def test_a_branch_that_comes_as_sums(epilogue):
+    m, n, k = 333, 203, 384
+    codes, ternary = operands(m, n, k, 2, 19)
+    random = {"device": "cuda", "generator": torch.Generator("cuda").manual_seed(20)}
+    low = torch.randint(-(2**31), 2**31 - 1, (m, 16), **random).int()
+    x = replace(pack_activation(codes, 2, torch.rand(m, **random) / 10), down=pack_sums(low))
+    up = torch.randn(n, 16, **random) * 2.0**-30
+    weight = pack_weight(ternary, torch.rand(n, **random) / 10, torch.randn(n, **random), up)
+    more = {"gate": torch.randn(3, n, **random).bfloat16(), "residual": torch.randn(m, n, **random).bfloat16()}
+    more = more if epilogue == "gate" else {}
+    expected = gemm_reference(x, weight, epilogue, **more)
+    for tile in tiles(n, k, 2):
+        out = torch.full((m, n), float("nan"), dtype=torch.bfloat16, device="cuda")
+        gemm(x, weight, epilogue=epilogue, out=out, tile=tile, **more)
+        torch.testing.assert_close(out.double(), expected, rtol=2**-8, atol=2e-3)
+
+
 def test_the_residual_stream_is_updated_in_place():
     m, n, k = 1000, 1152, 384
     codes, ternary = operands(m, n, k, 2, 9)
@@ -207,3 +267,16 @@ def test_operands_that_do_not_fit_are_refused():
         gemm(x, weight, out=torch.empty(64, 64, device="cuda"))
     with pytest.raises(BenchError, match="low-rank"):
         gemm(x, pack_weight(ternary, torch.ones(64, device="cuda"), up=torch.zeros(64, 16, device="cuda")))
+    with pytest.raises(BenchError, match="next layer's low-rank"):
+        gemm(x, weight, sums=empty_sums(64, codes.device))
+    turn = kernel_rotation(128, "full", torch.ones(128, device="cuda"))
+    packed_down, _ = pack_next(torch.ones(16, 128, device="cuda"), turn)
+    wide = pack_weight(ternary.repeat(2, 1), torch.ones(128, device="cuda"), None, None, turn.flips, packed_down)
+    with pytest.raises(BenchError, match="next layer's low-rank"):
+        gemm(x, wide)
+    with pytest.raises(BenchError, match="sums of 64 tokens"):
+        gemm(x, wide, sums=empty_sums(65, codes.device))
+    with pytest.raises(BenchError, match="INT8"):
+        int8_weight(wide)
+    with pytest.raises(BenchError, match="INT8"):
+        gemm_int8(replace(x, down=empty_sums(64, codes.device)), int8_weight(weight))

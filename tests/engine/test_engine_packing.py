@@ -108,6 +108,13 @@ def test_reference_equals_the_dequantised_product():
     torch.testing.assert_close(reference.gemm_reference(x, weight), expected)
 
 
+def test_a_next_layer_of_another_width_is_refused():
+    flips = torch.zeros(256, dtype=torch.int16)
+    for n in (128, 256 + 32):
+        with pytest.raises(BenchError, match="256 channels"):
+            packing.pack_weight(random_ternary(n, 64, 1), torch.ones(n), next_flips=flips)
+
+
 def test_mistakes_are_named():
     with pytest.raises(BenchError, match="multiple of 32"):
         packing.pack_weight(torch.zeros(4, 40), torch.ones(4))

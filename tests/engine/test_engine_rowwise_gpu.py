@@ -111,6 +111,26 @@ def test_many_rounds_and_images_that_begin_inside_a_round(width):
     check(6003, width, 2, "modulate", "full", images=3)
 
 
+@pytest.mark.parametrize("options", [{}, {"center": True}, {"levels": "midtread"}])
+@pytest.mark.parametrize(
+    ("m", "width", "bits"),
+    [(1, 4608, 2), (77, 4608, 1), (512, 4608, 2), (1001, 4608, 3), (3001, 4608, 4), (50, 1536, 2)],
+)
+def test_tokens_that_bring_their_signs(m, width, bits, options):
+    """At width 4608 a kernel of its own, else the same one: every bit as without."""
+    if bits == 1 and options.get("levels"):
+        pytest.skip("midtread levels have 2 bits and more")
+    x, _, _ = operands(m, width, "none", 1)
+    turn = rotation(width, "full")
+    expected = rotate_quantize(x, turn, bits, **options)
+    signed = torch.where(turn.flips < 0, -x, x)
+    out = poison(rotate_quantize(signed, turn.of_signed(), bits, **options))
+    mine = rotate_quantize(signed, turn.of_signed(), bits, out=out, **options)
+    assert torch.equal(unpack_activation(mine), unpack_activation(expected))
+    assert torch.equal(mine.code_sum, expected.code_sum) and torch.equal(mine.step, expected.step)
+    assert mine.offset is None or torch.equal(mine.offset, expected.offset)
+
+
 @settings(max_examples=20, deadline=None)
 @given(m=st.integers(1, 300), bits=st.integers(1, 4))
 def test_any_number_of_tokens(m, bits):

@@ -107,10 +107,9 @@ class SignedPlan:
 
     rows: int
     columns: int
-    blocks: int
-    ring: int
+    blocks: int = 2
+    ring: int = 3
     rs: int = 0
-    halves: int = 0
     teams = 1
     tokens = 2
     warps = 8
@@ -172,7 +171,7 @@ def _choose(
 ) -> Plan | TeamPlan | SignedPlan:
     properties = torch.cuda.get_device_properties(device)
     if bare and rotation == (36, 128) and jit.architecture(device) == "sm_90a":
-        return SignedPlan(*rotation, 2, 3)
+        return SignedPlan(*rotation)
     teams = team_plan(*rotation, pre, m, image_tokens, properties.multi_processor_count)
     if teams and jit.architecture(device) == "sm_90a":
         return teams
