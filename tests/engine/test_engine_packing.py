@@ -69,15 +69,14 @@ def test_up_projection_round_trip():
 
 @pytest.mark.parametrize("m", [1, 64, 333])
 def test_sums_lie_as_the_tensor_cores_leave_them(m):
-    """mma's layout of 16 x 8 sums: lane (g, t) has rows g and g + 8, columns 2 t and 2 t + 1."""
+    """mma's layout of 16 ranks x 8 tokens: lane (g, t) has rows g and g + 8, columns 2 t and 2 t + 1."""
     values = torch.randint(-(2**31), 2**31 - 1, (m, 16), dtype=torch.int32)
     sums = packing.pack_sums(values)
     assert sums.shape == packing.empty_sums(m, torch.device("cpu")).shape and sums.is_contiguous()
     assert torch.equal(packing.unpack_sums(sums, m), values)
     for token, rank in ((0, 0), (m - 1, 13)):
-        row, column = token % 16, rank % 8
-        element = rank // 8 * 4 + row // 8 * 2 + column % 2
-        assert sums[token // 16, element, row % 8 * 4 + column // 2] == values[token, rank]
+        g, t = rank % 8, token % 8 // 2
+        assert sums[token // 16, token % 16 // 8 * 4 + rank // 8 * 2 + token % 2, 8 * t + g] == values[token, rank]
 
 
 def test_signs_of_the_next_layer_and_sums_in_the_reference():

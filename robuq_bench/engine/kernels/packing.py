@@ -155,18 +155,18 @@ def empty_sums(m: int, device: torch.device) -> Tensor:
 
 
 def pack_sums(values: Tensor) -> Tensor:
-    """int32 [m, 16] -> [m up to 64 / 16, 8, 32], as tensor cores leave sums: element 4 half + 2 h + e of lane (g, t) is
-    rank 8 half + 2 t + e of token g + 8 h of sixteen. Zeros past the last token.
+    """int32 [m, 16] -> [m up to 64 / 16, 8, 32], as tensor cores leave sums: [tile][4 h + 2 half + e][8 t + g] is rank
+    8 half + g of token 8 h + 2 t + e of sixteen. Zeros past the last token.
     """
     rows = _ceil(len(values), ROWS) * ROWS
-    parts = _pad(values, rows, RANK).reshape(-1, 2, 8, 2, 4, 2)  # tile, h, g, half, t, e
-    return parts.permute(0, 3, 1, 5, 2, 4).reshape(-1, 8, 32).contiguous()
+    parts = _pad(values, rows, RANK).reshape(-1, 2, 4, 2, 2, 8)  # tile, h, t, e, half, g
+    return parts.permute(0, 1, 4, 3, 2, 5).reshape(-1, 8, 32).contiguous()
 
 
 def unpack_sums(sums: Tensor, m: int) -> Tensor:
     """The inverse: int32 [m, 16]."""
-    parts = sums.reshape(-1, 2, 2, 2, 8, 4)  # tile, half, h, e, g, t
-    return parts.permute(0, 2, 4, 1, 5, 3).reshape(-1, RANK)[:m]
+    parts = sums.reshape(-1, 2, 2, 2, 4, 8)  # tile, h, half, e, t, g
+    return parts.permute(0, 1, 4, 3, 2, 5).reshape(-1, RANK)[:m]
 
 
 def pack_activation(

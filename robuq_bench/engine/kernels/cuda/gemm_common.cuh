@@ -159,7 +159,11 @@ __device__ __forceinline__ Tokens load_tokens(const Gemm& p, int row0, int lane)
   }
   if (LOWRANK == 2)
 #pragma unroll
-    for (int i = 0; i < 8; i++) t.down[i] = WHOLE || row0 < p.m ? p.down[row0 * 16 + i * 32 + lane] : 0;
+    for (int i = 0; i < 4; i++) {
+      const unsigned* const from = p.down + row0 * 16 + (i % 2 * 4 + i / 2 * 2 + (lane >> 2 & 1)) * 32 + (lane >> 3) * 8;
+      const uint2 pair = WHOLE || row0 < p.m ? ((const uint2*)from)[lane & 3] : make_uint2(0, 0);
+      t.down[2 * i] = pair.x, t.down[2 * i + 1] = pair.y;
+    }
   return t;
 }
 
@@ -171,24 +175,25 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], unsigned a0, unsigned a1
 }
 
 // What the next layer's down-projection makes of 16 tokens x 32 channels as a warp stores them: pairs[h][j] are channels
-// 8 (lane % 4) + 2 j and the next of token h, `low` ranks of the first and of the last eight.
+// 8 (lane % 4) + 2 j and the next of token lane / 4 + 8 h. The matrix is operand A, tokens are operand B as they lie.
 __device__ __forceinline__ void project(float (&low)[2][4], const unsigned (&pairs)[2][4], const uint4* down) {
 #pragma unroll
   for (int s = 0; s < 2; s++) {
-    const uint4 b = down[s * 32];
-    mma_bf16(low[0], pairs[0][2 * s], pairs[1][2 * s], pairs[0][2 * s + 1], pairs[1][2 * s + 1], b.x, b.z);
-    mma_bf16(low[1], pairs[0][2 * s], pairs[1][2 * s], pairs[0][2 * s + 1], pairs[1][2 * s + 1], b.y, b.w);
+    const uint4 a = down[s * 32];
+#pragma unroll
+    for (int h = 0; h < 2; h++) mma_bf16(low[h], a.x, a.y, a.z, a.w, pairs[h][2 * s], pairs[h][2 * s + 1]);
   }
 }
 
-// Adds it to that of other channels: integers, so that their order does not matter. The sums of 16 tokens lie as mma
-// leaves them, which is also how the next product takes them.
+// Adds it to that of other channels: integers, so that their order does not matter. Each of a thread's sums goes beside
+// those of the other threads, see `pack_sums`.
 __device__ __forceinline__ void feed(const Gemm& p, const float (&low)[2][4], int row0, int lane) {
   if (row0 >= p.m) return;
+  int* const to = p.next_sums + row0 * 16 + (lane & 3) * 8 + (lane >> 2);
 #pragma unroll
   for (int i = 0; i < 8; i++)
-    asm volatile("red.relaxed.gpu.global.add.s32 [%0], %1;" ::"l"(p.next_sums + row0 * 16 + i * 32 + lane),
-                 "r"(__float2int_rn(low[i / 4][i % 4])) : "memory");
+    asm volatile("red.relaxed.gpu.global.add.s32 [%0], %1;" ::"l"(to + i * 32), "r"(__float2int_rn(low[i / 4][i % 4]))
+                 : "memory");
 }
 
 __device__ __forceinline__ bool inside(const Gemm& p, int row0, int rows, int n0, int channels) {
