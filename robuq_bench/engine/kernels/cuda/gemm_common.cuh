@@ -225,17 +225,17 @@ struct Residual {
 // Finish 16 tokens x `GROUPS` times 32 channels held by one warp; acc counts from MAGIC, less the code sum. Packed
 // weights are permuted inside each group of 32 channels so that a thread's sums acc[j][2 h + e] are channels
 // 8 (lane % 4) + 2 j + e of token h: eight neighbours, one 16-byte store, and no detour through shared memory. `col`
-// counts channels inside the block's tile, which starts at n0. WHOLE: all of it lies inside the output.
+// counts channels inside the block's tile, which starts at n0. What the next layer's down-projection makes of them is
+// added to `low`. WHOLE: all of it lies inside the output.
 template <bool WHOLE, int GROUPS>
 __device__ __forceinline__ void finish(const Gemm& p, const Channels& ch, const Tokens& t, const Residual<GROUPS>& more,
-                                       const int (*acc)[4], int row0, int n0, int col, int lane) {
+                                       const int (*acc)[4], float (&low)[2][4], int row0, int n0, int col, int lane) {
   const int c0 = col + 8 * (lane & 3), row = row0 + (lane >> 2);
   int n = n0 + c0;
   asm volatile("" : "+r"(n));  // or the compiler works out every column of the slow path ahead of the loop, and spills
   unsigned short* out[2];
   const unsigned short* gate[2];
   unsigned down[4];
-  float low[2][4] = {};
 #pragma unroll
   for (int i = 0; i < 4; i++)
     down[i] = LOWRANK == 2 ? bf16_pair((int)t.down[2 * i], (int)t.down[2 * i + 1]) : t.down[i];
@@ -303,7 +303,6 @@ __device__ __forceinline__ void finish(const Gemm& p, const Channels& ch, const 
     }
     if (NEXT == 2) project(low, pairs, ch.next_down + (col / 32 + group) * 64 + lane);
   }
-  if (NEXT == 2) feed(p, low, row0, lane);
 }
 
 // A block works through a contiguous run of tiles, ordered so that neighbours share their weights; the weights of one

@@ -156,7 +156,9 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
           for (int j = 0; j < NT * 4; j++) acc[i][j / 4][j % 4] += MAGIC - tokens.code_sum[j % 4 / 2];
           Residual<NT / 4> residual;
           if (WHOLE) residual.load(p, row0, n0 + col, lane);
-          finish<WHOLE, NT / 4>(p, channels, tokens, residual, acc[i], row0, n0, col, lane);
+          float low[2][4] = {};
+          finish<WHOLE, NT / 4>(p, channels, tokens, residual, acc[i], low, row0, n0, col, lane);
+          if (NEXT == 2) feed(p, low, row0, lane);
         }
       };
       if (inside(p, (run.first + tile) * BM, BM, n0, BN))

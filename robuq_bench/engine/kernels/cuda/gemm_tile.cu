@@ -109,8 +109,22 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128, 1) gemm(const __grid
   }
 #pragma unroll
   for (int i = 0; i < GROUPS * 16; i++) sums[i / 4][i % 4] += MAGIC - tokens.code_sum[i % 4 / 2];
+  float low[2][4] = {};
   if (whole)
-    finish<true, GROUPS>(p, channels, tokens, residual, sums, row0, n0, col, lane);
+    finish<true, GROUPS>(p, channels, tokens, residual, sums, low, row0, n0, col, lane);
   else
-    finish<false, GROUPS>(p, channels, tokens, residual, sums, row0, n0, col, lane);
+    finish<false, GROUPS>(p, channels, tokens, residual, sums, low, row0, n0, col, lane);
+  if (NEXT != 2) return;
+  if (KSPLIT == 1 && NSPLIT > 1) {  // first among the warpgroups: half the traffic to L2, or less
+    float(*exchange)[8][128] = (float(*)[8][128])memory;
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      if (n_part) exchange[n_part][i][thread] = low[i / 4][i % 4];
+    __syncthreads();
+    if (n_part) return;
+    for (int part = 1; part < NSPLIT; part++)
+#pragma unroll
+      for (int i = 0; i < 8; i++) low[i / 4][i % 4] += exchange[part][i][thread];
+  }
+  feed(p, low, row0, lane);
 }

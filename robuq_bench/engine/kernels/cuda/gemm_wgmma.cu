@@ -126,10 +126,12 @@ extern "C" __global__ void __launch_bounds__(WORKERS * 128 + 128, 1) gemm(const 
       if (p.bits == 1)  // there was no doubling
 #pragma unroll
         for (int i = 0; i < WIDTH / 2; i++) acc[i / 4][i % 4] += MAGIC - tokens.code_sum[i % 4 / 2];
+      float low[2][4] = {};
       if (whole)
-        finish<true, WIDTH / 32>(p, channels, tokens, residual, acc, row0, n0, side * WIDTH, lane);
+        finish<true, WIDTH / 32>(p, channels, tokens, residual, acc, low, row0, n0, side * WIDTH, lane);
       else
-        finish<false, WIDTH / 32>(p, channels, tokens, residual, acc, row0, n0, side * WIDTH, lane);
+        finish<false, WIDTH / 32>(p, channels, tokens, residual, acc, low, row0, n0, side * WIDTH, lane);
+      if (NEXT == 2) feed(p, low, row0, lane);
     }
     if (run.tiles % TEAMS && team >= run.tiles % TEAMS) take_turn(team, side), give_turn(team, side);  // no tile left
   }

@@ -36,8 +36,9 @@ __device__ __forceinline__ void fetch(unsigned to, const TensorMap& map, int cha
       ::"r"(to), "l"(&map), "r"(channel), "r"(row), "r"(barrier) : "memory");
 }
 
+// A wgmma operand of rows of 128 bytes, swizzled, eight of which are 1024 bytes; `at` is its start / 16 with bit 16 set.
 __device__ __forceinline__ unsigned long long swizzled(unsigned at, unsigned plus) {
-  return (unsigned long long)(at / 16 + plus / 16 | 1 << 16) | 64ull << 32 | 1ull << 62;
+  return (unsigned long long)(at + plus / 16) | 64ull << 32 | 1ull << 62;
 }
 
 template <int SIGN>
@@ -51,9 +52,10 @@ __device__ __forceinline__ void columns_product_r(float (&d)[36], const unsigned
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(SIGN));
 }
 
-// H_C X^T of a step.
-__device__ __forceinline__ void rotate_columns(float (&z)[36], unsigned x, unsigned signs, const unsigned (&base)[4],
-                                               unsigned warp) {
+// Y^T of a step, see `rotate_rows`. base: what a lane has of the 16 x 16 signs that all tiles of H_C are made of.
+__device__ __forceinline__ void rotate_tokens(float (&y)[40], unsigned x, unsigned signs, unsigned mix,
+                                              const unsigned (&base)[4], unsigned warp) {
+  float z[36];
   const unsigned half = uniform(warp / 4);
 #if RS
   unsigned h[4][4];
@@ -79,6 +81,7 @@ __device__ __forceinline__ void rotate_columns(float (&z)[36], unsigned x, unsig
                     swizzled(x, k / 4 * BOX + k % 4 * 32), k > 0);
 #endif
   end_products(z);
+  rotate_rows(y, z, mix);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __grid_constant__ Signed all) {
@@ -123,10 +126,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
 #pragma unroll 1
   for (int step = 0; step < count; step++) {
     const int odd = step % 2;
-    float z[36], y[40];
+    float y[40];
     wait(filled + 8 * slot, parity);
-    rotate_columns(z, uniform(address + slot * PAIR), address + SIGNS_AT, base, warp);
-    rotate_rows(y, z, address + MIX_AT);
+    rotate_tokens(y, uniform((address + slot * PAIR) / 16 | 1 << 16), address + SIGNS_AT, address + MIX_AT, base, warp);
     if (++slot == RING) slot = 0, parity ^= 1;
 
     float sums[2] = {}, cells[2];
@@ -143,7 +145,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
     publish(sums, absolute_sums[odd], warp, lane);
     __syncthreads();                   // also: the slot has been multiplied, the codes of the step before are there
     if (thread == 0 && step + RING < count) ask(step + RING);
-    if (step) store(step - 1);
     const int token = 2 * (first + step) + thread;
     if (thread < STEP && token < p.m) {
       p.step[token] = fmaxf(total(absolute_sums[odd][thread]) * p.cell, 1e-12f);
@@ -152,6 +153,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
 #pragma unroll
     for (int i = 0; i < 2; i++) cells[i] = fmaxf(total(absolute_sums[odd][i]) * p.cell, 1e-12f) * p.unscale;
     make_codes(y, cells, shared + STAGES_AT + odd * CODES, code_sums[odd][warp], warp, lane);
+    if (step) store(step - 1);
   }
   __syncthreads();
   store(count - 1);

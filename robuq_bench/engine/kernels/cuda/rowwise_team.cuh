@@ -16,8 +16,9 @@ constexpr int OWN = N / 16 / WARPS;                        // a warp's steps of 
 static_assert(BATCH <= 8 && STEPS <= 2, "plan");
 static_assert(PRE != 1 || (C == 32 && STEPS == 1), "LayerNorm wants a whole token in a warp");
 
-// H_C X^T of a step.
-__device__ __forceinline__ void rotate_columns(float (&z)[36], unsigned x, unsigned signs, unsigned half) {
+// Y^T of a step, see `rotate_rows`.
+__device__ __forceinline__ void rotate_tokens(float (&y)[40], unsigned x, unsigned signs, unsigned mix, unsigned half) {
+  float z[36];
   begin_products();
 #pragma unroll
   for (int k = 0; k < SIGNS; k++) {
@@ -27,6 +28,7 @@ __device__ __forceinline__ void rotate_columns(float (&z)[36], unsigned x, unsig
                     k > 0);
   }
   end_products(z);
+  rotate_rows(y, z, mix);
 }
 
 // What a thread loads and prepares: every 128th four channels of one token; all of it (C = 32) or a quarter.

@@ -142,9 +142,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
 #pragma unroll 1
     for (int step = 0; step < STEPS; step++) {
       const unsigned slot = team * STEPS + step;
-      float z[36], y[40];
-      rotate_columns(z, uniform(address + slot_of(batch, step)), address + SIGNS_AT, uniform(warp / 4));
-      rotate_rows(y, z, address + MIX_AT);
+      float y[40];
+      rotate_tokens(y, uniform(address + slot_of(batch, step)), address + SIGNS_AT, address + MIX_AT,
+                    uniform(warp / 4));
 
       if (CENTER) {
         float sums[2] = {}, centre[2];
