@@ -1,5 +1,8 @@
 """The verbs `reference`, `evaluate` and `export-adm` on files, with the features that need no weights."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -59,13 +62,37 @@ def test_a_diverged_row_has_no_scores(tmp_path, samples, reference, features):
     assert (record["status"], record["scores"]) == ("diverged", None)
 
 
-def test_an_adm_reference_takes_the_place_of_own_images(tmp_path, samples, rng):
+@pytest.fixture
+def adm(tmp_path, rng):
+    """A reference file in ADM's layout."""
     images = rng.integers(0, 256, (100, 8, 8, 3), dtype=np.uint8)
     found = load_extractor("Pixels").features(images)
     pooled, spatial = moments(found.pooled), moments(found.spatial)
     facts = {"mu": pooled.mean, "sigma": pooled.covariance, "mu_s": spatial.mean, "sigma_s": spatial.covariance}
     np.savez(tmp_path / "adm.npz", arr_0=images, **facts)
-    changes = f"{CHANGES},evaluate.reference={tmp_path / 'adm.npz'}"
+    return tmp_path / "adm.npz"
+
+
+def test_processes_share_the_features(tmp_path, samples, adm, warm):
+    """Three chunks for two processes: the scores are those of one."""
+    n = 2 * store.CHUNK + 100
+    changes = f"sample.n={n},evaluate.extractor=Pixels,evaluate.reference={adm}"
+    reference = ("--reference", tmp_path / "reference")
+    assert call("reference", *reference, "--floor", tmp_path / "floor.json", changes=changes) == 0
+    options = ("--preset", "smoke", "--set", changes, "--samples", samples(n), *reference)
+    for processes in (1, 2):
+        verb = ["launch", "--processes", processes, "--", "evaluate"] if processes > 1 else ["evaluate"]
+        files = ("--out", tmp_path / f"{processes}.json", "--features", tmp_path / f"features{processes}")
+        line = [sys.executable, "-m", "robuq_bench.cli", *verb, *options, *files]
+        done = subprocess.run([str(word) for word in line], env=warm, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    alone, shared = (read_json(tmp_path / f"{processes}.json")["scores"] for processes in (1, 2))
+    assert shared == alone and alone["n"] == n
+    assert len(list((tmp_path / "features2").rglob("*.npz"))) == 3
+
+
+def test_an_adm_reference_takes_the_place_of_own_images(tmp_path, samples, adm):
+    changes = f"{CHANGES},evaluate.reference={adm}"
     reference = ("--reference", tmp_path / "reference")
     assert call("reference", *reference, "--floor", tmp_path / "floor.json", changes=changes) == 0
     assert call("evaluate", "--samples", samples(), *reference, "--out", tmp_path / "m.json", changes=changes) == 0
