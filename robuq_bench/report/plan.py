@@ -19,7 +19,8 @@ from robuq_bench.models.dit import Shape
 IMAGENET = 1_281_167
 STATE_BYTES = 20  # of a parameter in training: weight 4, gradient 4, AdamW 8, average 4
 RESUME_BYTES = 16  # the same on disk, without gradients
-EFFICIENCY = 0.9  # of several GPUs on one training job
+EFFICIENCY = 0.9  # of several GPUs on one job, each with images of its own
+IN_TRAINING = 0.6  # of two H100s that share steps, 16 images of XL/2 each (docs/training-cost.md)
 TEACHER = 1 / 3  # of a full-precision step: its forward pass
 RECOMPUTED = 4 / 3  # a step that recomputes activations over one that keeps them
 PROFILE_IMAGES = 512  # that AMPN looks at, once for every layer and width
@@ -83,7 +84,10 @@ class Plan:
     @property
     def together(self) -> float:
         """Hours on the clock when all GPUs share each job in turn."""
-        return self.hours / self.gpus / (EFFICIENCY if self.gpus > 1 else 1)
+        if self.gpus == 1:
+            return self.hours
+        training = sum(job.hours.get("train", 0.0) * job.seeds for job in (*self.first, *self.rows))
+        return (training / IN_TRAINING + (self.hours - training) / EFFICIENCY) / self.gpus
 
 
 def makespan(jobs: Sequence[float], machines: int) -> float:
@@ -151,7 +155,7 @@ class Estimate:
         reason = f" ({part.reason})" if part else ""
         self.assumed[
             f"NOT MEASURED: the probe has no time for '{QUANTISED}'{reason}; a quantised step is taken to last "
-            f"{ratio.value:.2f} times a full-precision one, which was measured on another model ({ratio.source})"
+            f"{ratio.value:.2f} times a full-precision one, which was measured apart from it ({ratio.source})"
         ] = None
         return self.hours(FULL, images, scale * ratio.value)
 
@@ -324,4 +328,7 @@ def _assumptions(estimate: Estimate) -> Iterator[str]:
     yield "disk: a checkpoint (4 bytes a parameter), a resumable state (16), a packed file, samples as pixels, per seed"
     yield "nothing is lost to queues, start-up, compilation (about a minute a job) and loading"
     if estimate.gpus > 1:
-        yield f"several GPUs on one job reach {EFFICIENCY:.0%} of their sum"
+        yield (
+            f"several GPUs on one job reach {IN_TRAINING:.0%} of their sum in training (two H100s, 16 images of "
+            f"DiT-XL/2 each; less with fewer) and {EFFICIENCY:.0%} elsewhere"
+        )

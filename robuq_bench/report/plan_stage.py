@@ -25,7 +25,7 @@ from robuq_bench.report.records import DASH
 EXAMPLE = "robuq-bench plan gpu --gpus 8"
 REFERENCE = Path("results/reference")
 H100 = REFERENCE / "probe/h100.json"
-H100_STEPS = Path("results/reference/step_cost/gpu-fused.json")
+H100_STEPS = Path("results/reference/step_cost/XL-2-fused.json")
 STEPS_OF = "robuq_uniform/W1.58A2"  # the row that the probe times as well
 STAGES = ("encode", "allocate", "train", "sample", "score")
 GIB, GB = 2**30, 1e9

@@ -150,9 +150,12 @@ def test_a_checkpoint_and_its_state_lie_on_disk_for_every_seed(preset, probe):
 
 def test_jobs_are_spread_over_gpus():
     assert makespan([5, 3, 3, 1], 1) == 12 and makespan([5, 3, 3, 1], 2) == 6 and makespan([5, 3, 3, 1], 9) == 5
-    job = Job("row", 3, {"train": 2.0}, 1.0, 1.0)
-    plan = Plan((Job("fp", 1, {"train": 4.0}, 1.0, 1.0),), (job,), 2, (), ())
-    assert plan.hours == 10 and plan.apart == 4 + 4 and plan.together == pytest.approx(10 / 2 / 0.9)
+    job = Job("row", 3, {"train": 1.5, "sample": 0.5}, 1.0, 1.0)
+    first = Job("fp", 1, {"train": 4.0}, 1.0, 1.0)
+    plan = Plan((first,), (job,), 2, (), ())
+    assert plan.hours == 10 and plan.apart == 4 + 4
+    assert plan.together == pytest.approx((4 + 3 * 1.5) / 2 / 0.6 + 3 * 0.5 / 2 / 0.9), "steps are shared at a cost"
+    assert Plan((first,), (job,), 1, (), ()).together == 10
 
 
 def test_what_the_probe_did_not_time_is_said(preset, probe, refused):
