@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -194,6 +195,18 @@ def test_mistakes_of_launching(arguments, words, capsys):
 
     assert cli.main(["launch", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_libraries_are_quiet_unless_asked(monkeypatch):
+    from robuq_bench.train import launch
+
+    seen = []
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda line, env, **output: seen.append(env))
+    monkeypatch.setattr(launch.socket, "socket", lambda: MagicMock())
+    launch.start(["train"], 1, [])
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "INFO")
+    launch.start(["train"], 1, [])
+    assert [environment["TORCH_CPP_LOG_LEVEL"] for environment in seen] == ["ERROR", "INFO"]
 
 
 def test_shares_cover_all_once():
