@@ -1,15 +1,19 @@
 """Download the models a preset names from the Hugging Face hub into the folders it names. Nothing else downloads."""
 
 import argparse
+import textwrap
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
 from robuq_bench.config.preset import load_preset, preset_arguments
 from robuq_bench.errors import BenchError
+from robuq_bench.files import write_text
 from robuq_bench.progress import LOG
 
 EXAMPLE = "robuq-bench fetch paper"
+UNFINISHED = ".unfinished"
+"""File in a folder that is being fetched: small files come first, and make a cut folder look like a whole one."""
 PATTERNS = ["*.json", "*.safetensors", "*.bin", "LICENSE*", "README*"]
 
 
@@ -30,8 +34,8 @@ def run(args: argparse.Namespace) -> None:
         folder = Path(path).expanduser()
         if repository is None:
             raise BenchError(f"{folder}: the preset names no repository for it; give its path, or its `repository`")
-        if any(folder.rglob("config.json")):
-            print(f"{folder}: already there")
+        if any(folder.rglob("config.json")) and not (folder / UNFINISHED).exists():
+            print(f"{folder}: already there; to fetch it again, delete it")
             continue
         download(repository, folder)
         print(f"{folder}: {repository}, as its licence there allows")
@@ -40,10 +44,12 @@ def run(args: argparse.Namespace) -> None:
 def download(repository: str, folder: Path) -> None:
     """Raises BenchError in one line when the hub cannot be reached or has no such repository."""
     LOG.info("fetching %s into %s", repository, folder)
+    write_text(folder / UNFINISHED, repository)
     try:
         snapshot_download(repository, local_dir=folder, allow_patterns=PATTERNS)
+        (folder / UNFINISHED).unlink()
     except Exception as error:  # a network can fail in any way
-        reason = " ".join(str(error).split())[:160]
+        reason = textwrap.shorten(str(error), 160, placeholder="…")
         raise BenchError(
             f"{repository}: could not be fetched from the hub ({type(error).__name__}: {reason}); what came is kept: "
             f"try again, or copy the repository's files into {folder}"
