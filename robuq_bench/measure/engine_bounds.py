@@ -11,17 +11,21 @@ PLANES = 2  # of a ternary weight
 LIBRARY_BYTES = {"bf16": 2, "e4m3": 1, "s8": 1}  # of an operand's element
 
 
-def ternary_product(m: int, n: int, k: int, bits: int, gate_images: int, rates: Rates) -> Bound:
+def ternary_product(
+    m: int, n: int, k: int, bits: int, gate_images: int, rates: Rates, feeds: bool = False, fed: bool = False
+) -> Bound:
     """[m, k] codes of `bits` bits x ternary [k, n] on the single-bit unit, bias and rank-16 branch included.
 
-    gate_images: rows of gate when gate and residual are applied, else 0.
+    gate_images: rows of gate when gate and residual are applied, else 0. feeds: the next layer's signs and
+    down-projection as well; fed: the branch comes as sums of 32 bits.
     """
     ops = 2.0 * m * n * k * bits * PLANES
-    tokens = m * (k * bits // 8 + 8 + 2 * RANK)  # planes, step and code sum, down-projection
+    tokens = m * (k * bits // 8 + 8 + (4 if fed else 2) * RANK)  # planes, step and code sum, down-projection
+    following = m * 4 * RANK + n * (2 + 2 * RANK) if feeds else 0
     channels = n * (k * PLANES // 8 + 12 + 2 * RANK)  # planes, three float32 vectors, up-projection
     fused = 2 * n * (m + gate_images) if gate_images else 0
-    branch = 2.0 * m * n * RANK
-    return _bound({"b1": ops, "bf16": branch}, tokens + channels + fused + 2 * m * n, rates)
+    branch = (4.0 if feeds else 2.0) * m * n * RANK
+    return _bound({"b1": ops, "bf16": branch}, tokens + channels + fused + following + 2 * m * n, rates)
 
 
 def library_product(m: int, n: int, k: int, unit: Unit, rates: Rates) -> Bound:

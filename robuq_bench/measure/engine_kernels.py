@@ -17,7 +17,7 @@ from torch import Tensor
 
 from robuq_bench import provenance
 from robuq_bench.config.base import build
-from robuq_bench.engine.kernels import gemm, jit, pack_down, packing, reference, rotate_quantize
+from robuq_bench.engine.kernels import gemm, jit, pack_down, pack_next, packing, reference, rotate_quantize
 from robuq_bench.engine.kernels.choice import tile_for
 from robuq_bench.engine.kernels.int8 import gemm_int8, int8_weight
 from robuq_bench.engine.kernels.rowwise import roundings
@@ -43,20 +43,24 @@ DEVICE = "cuda"
 
 @dataclass(frozen=True)
 class Linear:
-    """A block linear: [n, k], and the epilogue it has in the network."""
+    """A block linear: [n, k], the epilogue it has in the network, and whether it begins the next one's low-rank branch
+    (`feeds`) or has its own begun so (`fed`).
+    """
 
     name: str
     n: int
     k: int
     epilogue: str
+    feeds: bool = False
+    fed: bool = False
 
 
 def linears(width: int) -> tuple[Linear, ...]:
     return (
         Linear("qkv", 3 * width, width, "none"),
         Linear("proj", width, width, "gate"),
-        Linear("fc1", 4 * width, width, "gelu"),
-        Linear("fc2", width, 4 * width, "gate"),
+        Linear("fc1", 4 * width, width, "gelu", feeds=True),
+        Linear("fc2", width, 4 * width, "gate", fed=True),
     )
 
 
@@ -166,14 +170,18 @@ def product_rows(size: str, linear: Linear, m: int, rates: Rates, missing: list[
     images = max(1, m // IMAGE_TOKENS)
     fused = _epilogue(linear.epilogue, m, n, images)
     for bits in BITS:
-        operands = random_operands(m, n, k, bits)
-        pairs = [operands, *((_copy(operands[0]), _copy(operands[1])) for _ in outs[1:])]
+        plain = random_operands(m, n, k, bits)
         for more in ({}, fused) if fused else ({},):
+            operands = as_in_network(linear, *plain) if more else plain
+            pairs = [operands, *((_copy(operands[0]), _copy(operands[1])) for _ in outs[1:])]
+            if more and linear.feeds:
+                more = more | {"sums": packing.empty_sums(m, operands[0].step.device).zero_()}
             error = disagreement(*operands, **more)
             calls = [partial(gemm, *pair, out=out, **more) for pair, out in zip(pairs, outs, strict=True)]
             name = " ".join([f"W1.58A{bits}", *([more["epilogue"]] if more else [])])
             gates = images if more.get("epilogue") == "gate" else 0
-            bound = bounds.ternary_product(m, n, k, bits, gates, rates)
+            begun = {"feeds": linear.feeds, "fed": linear.fed} if more else {}
+            bound = bounds.ternary_product(m, n, k, bits, gates, rates, **begun)
             row = {"kernel": name, "bits": bits, "unit": "b1", "bound": bound, "relative_error": error}
             row["tile"] = str(tile_for(operands[0].planes.device, m, n, operands[0].planes.shape[2] * 128, bits))
             yield KernelRow(**facts, **row, **graph_times(calls))
@@ -211,6 +219,19 @@ def random_operands(m: int, n: int, k: int, bits: int) -> tuple[packing.PackedAc
     return packing.pack_activation(codes, bits, step, down=down), packing.pack_weight(ternary, alpha, bias, up)
 
 
+def as_in_network(
+    linear: Linear, x: packing.PackedActivation, weight: packing.PackedWeight
+) -> tuple[packing.PackedActivation, packing.PackedWeight]:
+    """The operands with what fc1 does for fc2: signs and down-projection that fc1 is given, sums that fc2 is."""
+    if linear.feeds:
+        rotation = random_rotation(linear.n)
+        down, _ = pack_next(torch.randn(packing.RANK, linear.n, device=DEVICE), rotation)
+        return x, replace(weight, next_flips=rotation.flips, next_down=down)
+    if linear.fed:
+        return replace(x, down=packing.pack_sums((4 * x.down.float()).round().int())), weight
+    return x, weight
+
+
 def _copy(packed: Any) -> Any:
     """The same operand at other addresses."""
     tensors = {f.name: getattr(packed, f.name) for f in fields(packed)}
@@ -240,32 +261,43 @@ def _int8(a: list[Tensor], w: list[Tensor]) -> list[Callable[[], Tensor]]:
 def disagreement(
     x: packing.PackedActivation, weight: packing.PackedWeight, multiply: Callable[..., Tensor] = gemm, **epilogue: Any
 ) -> float:
-    """Relative error of the product against float64. Raises BenchError beyond the rounding of bfloat16."""
-    expected = reference.gemm_reference(x, weight, **epilogue)
+    """Relative error of the product against float64; with `sums`, theirs if larger.
+
+    Raises BenchError beyond the rounding of bfloat16.
+    """
+    sums = epilogue.get("sums")
+    expected = reference.gemm_reference(x, weight, **{k: v for k, v in epilogue.items() if k != "sums"})
     settle()
     out = torch.full((x.m, weight.n), float("nan"), dtype=torch.bfloat16, device=x.planes.device)
     error = ((multiply(x, weight, out=out, **epilogue).double() - expected).norm() / expected.norm()).item()
+    if sums is not None:
+        wanted = reference.sums_reference(out, weight.next_down)
+        error = max(error, ((packing.unpack_sums(sums, x.m) - wanted).norm() / wanted.norm()).item())
     if not error < ROUNDING:
         raise BenchError(f"the kernel disagrees with float64 by {error:.2g} at m={x.m}, n={weight.n}, k={x.k}")
     return error
 
 
 def row_wise_rows(size: str, m: int, rates: Rates) -> Iterator[KernelRow]:
-    """The row-wise kernel as the network uses it: modulated tokens, attention's output, the MLP's; beside a copy."""
+    """The row-wise kernel as the network uses it, beside a copy: modulated tokens, attention's output, the MLP's, which
+    come signed and with their low-rank branch begun ("signed").
+    """
     width = WIDTHS[size]
-    for pre, channels in (("modulate", width), ("none", width), ("none", 4 * width)):
+    for use, channels in (("modulate", width), ("none", width), ("signed", 4 * width)):
+        pre = "none" if use == "signed" else use
         count = sets(2 * m * channels)
-        facts = {"kind": "row-wise", "size": size, "shape": f"{pre} {channels}", "m": m, "k": channels, "sets": count}
+        facts = {"kind": "row-wise", "size": size, "shape": f"{use} {channels}", "m": m, "k": channels, "sets": count}
         x = [torch.randn(m, channels, dtype=torch.bfloat16, device=DEVICE) for _ in range(count)]
         images = max(1, m // IMAGE_TOKENS)
         shift_and_scale = [torch.randn(images, channels, device=DEVICE).bfloat16() for _ in range(2)]
         given = {"pre": pre, "modulation": tuple(shift_and_scale) if pre == "modulate" else None}
-        rotation = random_rotation(channels)
+        rotation = random_rotation(channels).of_signed() if use == "signed" else random_rotation(channels)
         to = torch.empty_like(x[0])
         times = graph_times([partial(to.copy_, part) for part in x])
         yield KernelRow(**facts, kernel="copy", bound=bounds.copy(m, channels, rates), **times)
         down = pack_down(torch.randn(packing.RANK, channels, device=DEVICE), rotation, pre)
-        for bits, branch in ((2, None), *((bits, down) for bits in BITS)):
+        branched = () if use == "signed" else tuple((bits, down) for bits in BITS)
+        for bits, branch in (*((bits, None) for bits in (BITS if use == "signed" else (2,))), *branched):
             wrong = wrong_codes(x[0], rotation, bits, **given)
             outs = [rotate_quantize(part, rotation, bits, down=branch, **given) for part in x]
             run = partial(rotate_quantize, rotation=rotation, bits=bits, down=branch, **given)

@@ -124,17 +124,19 @@ def product_lines(kernels: Kernels, size: str) -> Iterator[Line]:
         yield Line(shape, m, (*cells, *bound), group)
 
 
-ROW_WISE_COLUMNS = ("copy", "A2", "A1, rank 16", "A2, rank 16", "A3, rank 16", "A4, rank 16", "bound", "share", "TB/s")
+ROW_WISE_COLUMNS = ("copy", "A1", "A2", "A3", "A4", "A2 without branch", "bound of A2", "share", "TB/s")
 
 
 def row_wise_lines(kernels: Kernels, size: str) -> Iterator[Line]:
-    """One line for each use of the row-wise kernel and M; bound, share and bytes a second are of A2 with the branch."""
+    """One line for each use of the row-wise kernel and M, with the low-rank branch unless tokens come with theirs."""
     rows = [row for row in kernels.rows if row.kind == "row-wise" and row.size == size]
-    names = ("copy", "row-wise A2", *(f"row-wise A{bits} and rank 16" for bits in (1, 2, 3, 4)))
     for (shape, m), found, group in _grouped(rows):
-        ours = found.get("row-wise A2 and rank 16")
+        bare = [found.get(f"row-wise A{bits}") for bits in (1, 2, 3, 4)]
+        used = [found.get(f"row-wise A{bits} and rank 16", row) for bits, row in enumerate(bare, start=1)]
+        ours = used[1]
         last = (f"{ours.bound.us:.1f}", f"{ours.share:.0%}", f"{ours.bound.bytes / ours.us / 1e6:.2f}") if ours else ()
-        yield Line(shape, m, (*(_us(found.get(name)) for name in names), *(last or (DASH,) * 3)), group)
+        cells = (_us(row) for row in (found.get("copy"), *used, bare[1]))
+        yield Line(shape, m, (*cells, *(last or (DASH,) * 3)), group)
 
 
 MODULATION_COLUMNS = ("bf16", "A4", "over bf16", "bound", "binds", "share", "TB/s")

@@ -81,3 +81,10 @@ def test_candidates_differ_and_fit(arch, bits, k):
 def test_streams_of_a_large_output_take_turns_where_that_was_faster(bits, k, turns):
     tile = choice.default_tile(HOPPER[0], 16384, 4608, k, bits, *HOPPER[1:])
     assert isinstance(tile, StreamTile) and tile.turns == turns
+
+
+@pytest.mark.parametrize(("m", "n", "wide"), [(512, 4608, 128), (512, 3456, 64), (256, 4608, 64), (2048, 1152, 64)])
+def test_few_tokens_of_fc1_come_in_wide_tiles(m, n, wide):
+    """Where five narrow blocks would share a multiprocessor, their sums for fc2 hold each other up."""
+    tile = choice.default_tile("sm_90a", m, n, 1152, 2, 132, 232448)
+    assert isinstance(tile, SingleTile) and tile.bn == wide

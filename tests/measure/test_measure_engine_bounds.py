@@ -32,6 +32,16 @@ def test_a_gate_reads_residual_and_gate():
     assert gated.bytes - plain.bytes == 2 * 512 * 128 + 2 * 2 * 128
 
 
+def test_what_a_product_does_for_the_next_layer_and_takes_from_the_one_before():
+    """Sums of 16 ranks, 32 bits each; flips and matrix of each channel; the branch's product once more."""
+    plain, feeds, fed = (
+        bounds.ternary_product(512, 128, 256, 2, 0, rates(b1=1e15, bf16=1e9), **more)
+        for more in ({}, {"feeds": True}, {"fed": True})
+    )
+    assert feeds.bytes - plain.bytes == 512 * 64 + 128 * (2 + 32) and fed.bytes - plain.bytes == 512 * 32
+    assert feeds.arithmetic_us == pytest.approx(2 * plain.arithmetic_us) and fed.arithmetic_us == plain.arithmetic_us
+
+
 def test_a_library_product_counts_its_own_elements():
     assert bounds.library_product(2, 3, 5, "bf16", rates(bf16=1e12)).bytes == 2 * (10 + 15) + 2 * 6
     assert bounds.library_product(2, 3, 5, "e4m3", rates(e4m3=1e12)).bytes == (10 + 15) + 2 * 6

@@ -8,6 +8,7 @@ from test_measure_engine_bounds import rates
 
 from robuq_bench.engine.kernels import packing, reference
 from robuq_bench.files import write_json
+from robuq_bench.measure import engine_bounds as bounds
 from robuq_bench.measure import engine_kernels as kernels
 
 TIMES = {"us": 2.0, "us_p20": 1.0, "us_p80": 3.0, "us_min": 1.0}
@@ -18,8 +19,12 @@ def on_cpu(monkeypatch):
     """References for kernels, one call for a timing, 60 seconds from one look at the clock to the next."""
     clock = iter(range(0, 10**6, 60))
 
-    def multiply(x, weight, *, out, **epilogue):
-        return out.copy_(reference.gemm_reference(x, weight, **epilogue))
+    def multiply(x, weight, *, out, sums=None, **epilogue):
+        assert (sums is None) == (weight.next_down is None)
+        out.copy_(reference.gemm_reference(x, weight, **epilogue))
+        if sums is not None:
+            sums += packing.pack_sums(reference.sums_reference(out, weight.next_down).round().int())
+        return out
 
     def quantise(x, rotation, bits, *, down=None, out=None, **given):
         made = reference.rotate_quantize_reference(x, rotation, bits, **given)
@@ -69,10 +74,15 @@ def test_each_linear_has_its_libraries_bits_and_epilogue(on_cpu):
         expected = own if not end else [name + e for name in own for e in ("", end)]
         assert [row.kernel for row in rows] == plain + expected
         assert {(row.n, row.k, row.m) for row in rows} == {(n, k, 64)}
+        begun = {"fc1": {"feeds": True}, "fc2": {"fed": True}}.get(shape)
+        if begun:
+            bound = bounds.ternary_product(64, n, k, 2, int(shape == "fc2"), RATES, **begun)
+            assert [row.bound for row in rows if row.kernel == f"W1.58A2{end}"] == [bound]
         assert all(row.relative_error < 3e-3 for row in rows if row.bits) and {row.over_bf16 for row in rows} == {1.0}
     assert {row.what.split()[0] for row in record.missing} == {"INT8"}
     quantised = [row for row in record.rows if row.kind == "row-wise" and row.kernel != "copy"]
-    assert len(quantised) == 3 * 5 and all(row.wrong_codes == 0 for row in quantised)
+    assert len(quantised) == 2 * 5 + 4 and all(row.wrong_codes == 0 for row in quantised)
+    assert {row.shape for row in quantised if "rank 16" not in row.kernel and row.bits != 2} == {"signed 512"}
 
 
 def test_a_limit_leaves_the_rest_named(on_cpu):

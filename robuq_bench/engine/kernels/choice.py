@@ -131,6 +131,8 @@ def default_tile(arch: str, m: int, n: int, k: int, bits: int, processors: int, 
         streams = [three] if units > 16 or tiles > 40 else [wide, three] if tiles > 15 else [two, three]
         single = [_single(64, 1, units), _single(128, 2, units)]
         at_once = [t for t in single if t.blocks(m, n, processors) <= processors * t.resident(units, bits, shared)]
+        if single[0] in at_once and 4 * processors < single[0].blocks(m, n, processors) and m <= 4 * processors:
+            at_once = single[1:]  # fc1 of few tokens: 5 % slower alone, 8 % faster when it begins fc2's branch
         order = [*at_once, *streams, *order]
     for tile in order:
         fitted = _fit(tile, units, bits, shared)

@@ -109,7 +109,6 @@ class SignedPlan:
     columns: int
     blocks: int = 2
     ring: int = 3
-    rs: int = 0
     teams = 1
     tokens = 2
     warps = 8
@@ -117,11 +116,11 @@ class SignedPlan:
     sources = ("rowwise_hopper.cuh", "rowwise_signed.cu")
 
     def shared(self, bits: int, pre: str) -> int:
-        signs = 0 if self.rs else 2048 * 8
-        return self.ring * 4 * self.rows * self.columns + signs + 12800 + 2 * bits * self.rows * self.columns // 4
+        width = self.rows * self.columns
+        return self.ring * 4 * width + 2048 * 8 + 12800 + 2 * bits * width // 4
 
     def macros(self, image_tokens: int) -> dict[str, int]:
-        return {"RING": self.ring, "RS": self.rs}
+        return {"RING": self.ring}
 
     def launch_arguments(self, x: Tensor, arguments: _Arguments) -> ctypes.Structure:
         """With the map by which tokens x come."""

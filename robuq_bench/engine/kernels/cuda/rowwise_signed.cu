@@ -12,7 +12,7 @@ struct Signed {
 };
 
 constexpr int BOX = 2 * R * 128, PAIR = 2 * BOX;           // bytes: 64 channels of all rows of two tokens, and all
-constexpr int SIGNS_AT = RING * PAIR, MIX_AT = SIGNS_AT + (RS ? 0 : SIGNS_BYTES), STAGES_AT = MIX_AT + MIX_BYTES;
+constexpr int SIGNS_AT = RING * PAIR, MIX_AT = SIGNS_AT + SIGNS_BYTES, STAGES_AT = MIX_AT + MIX_BYTES;
 constexpr int THREADS = 32 * TEAM_WARPS;
 static_assert(C == 128 && PRE == 0 && !RANK, "plan");
 
@@ -41,45 +41,14 @@ __device__ __forceinline__ unsigned long long swizzled(unsigned at, unsigned plu
   return (unsigned long long)(at + plus / 16) | 64ull << 32 | 1ull << 62;
 }
 
-template <int SIGN>
-__device__ __forceinline__ void columns_product_r(float (&d)[36], const unsigned (&a)[4], unsigned long long b, int add) {
-  asm volatile(
-      "{\n.reg .pred add;\nsetp.ne.b32 add, %41, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n72k16.f32.bf16.bf16\n"
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,"
-      "%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35}, {%36,%37,%38,%39}, %40, add, %42, 1, 0;\n}"
-      : FOUR(d, 0), FOUR(d, 4), FOUR(d, 8), FOUR(d, 12), FOUR(d, 16), FOUR(d, 20), FOUR(d, 24), FOUR(d, 28), FOUR(d, 32)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(SIGN));
-}
-
-// Y^T of a step, see `rotate_rows`. base: what a lane has of the 16 x 16 signs that all tiles of H_C are made of.
-__device__ __forceinline__ void rotate_tokens(float (&y)[40], unsigned x, unsigned signs, unsigned mix,
-                                              const unsigned (&base)[4], unsigned warp) {
+// Y^T of a step, see `rotate_rows`. x: as for `swizzled`.
+__device__ __forceinline__ void rotate_tokens(float (&y)[40], unsigned x, unsigned signs, unsigned mix, unsigned half) {
   float z[36];
-  const unsigned half = uniform(warp / 4);
-#if RS
-  unsigned h[4][4];
-#pragma unroll
-  for (int k = 0; k < 4; k++)
-#pragma unroll
-    for (int i = 0; i < 4; i++) h[k][i] = base[i] ^ (__popc(warp & k & 3) & 1) * 0x80008000u;
-  begin_products();
-#pragma unroll
-  for (int k = 0; k < 4; k++) columns_product_r<1>(z, h[k], swizzled(x, k * 32), k > 0);
-  if (half) {
-#pragma unroll
-    for (int k = 0; k < 4; k++) columns_product_r<-1>(z, h[k], swizzled(x, BOX + k * 32), 1);
-  } else {
-#pragma unroll
-    for (int k = 0; k < 4; k++) columns_product_r<1>(z, h[k], swizzled(x, BOX + k * 32), 1);
-  }
-#else
   begin_products();
 #pragma unroll
   for (int k = 0; k < SIGNS; k++)
-    columns_product(z, operand(k < 4 ? signs : signs + 4 * 2048 * half, 1024, k % 4 * 2048),
+    columns_product(z, operand(k < 4 ? signs : signs + SIGNS_BYTES / 2 * half, 1024, k % 4 * 2048),
                     swizzled(x, k / 4 * BOX + k % 4 * 32), k > 0);
-#endif
   end_products(z);
   rotate_rows(y, z, mix);
 }
@@ -90,23 +59,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
   __shared__ float absolute_sums[2][STEP][PARTS], plain_sums[CENTER ? 2 : 1][STEP][PARTS];
   __shared__ unsigned code_sums[2][TEAM_WARPS];
   const Rowwise& p = all.rowwise;
-  const unsigned thread = threadIdx.x, lane = thread & 31, warp = thread / 32, g = lane >> 2, t = lane & 3;
+  const unsigned thread = threadIdx.x, lane = thread & 31, warp = thread / 32, t = lane & 3;
   const unsigned address = (unsigned)__cvta_generic_to_shared(shared);
   const unsigned filled = (unsigned)__cvta_generic_to_shared(barriers);
   const int pairs = (p.m + 1) / 2, each = (pairs + gridDim.x - 1) / gridDim.x;
   const int first = blockIdx.x * each, count = min(each, pairs - first);
   if (thread < RING) start_barrier(filled + 8 * thread, 1);
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  if (!RS) make_signs<THREADS>(shared + SIGNS_AT);
-  make_mix<THREADS>(p, shared + MIX_AT);
+  make_signs<THREADS>(shared + SIGNS_AT), make_mix<THREADS>(p, shared + MIX_AT);
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   __syncthreads();
-  unsigned base[4];
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const unsigned low = 2 * g + i % 2, k = 2 * t + i / 2 * 8;
-    base[i] = ONES | (__popc(low & k) & 1) << 15 | (__popc(low & (k + 1)) & 1) << 31;
-  }
   wait_for_the_kernel_before();
   clear_sums(p);
   if (count <= 0) return;
@@ -128,7 +90,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rowwise(const __gr
     const int odd = step % 2;
     float y[40];
     wait(filled + 8 * slot, parity);
-    rotate_tokens(y, uniform((address + slot * PAIR) / 16 | 1 << 16), address + SIGNS_AT, address + MIX_AT, base, warp);
+    rotate_tokens(y, uniform((address + slot * PAIR) / 16 | 1 << 16), address + SIGNS_AT, address + MIX_AT,
+                  uniform(warp / 4));
     if (++slot == RING) slot = 0, parity ^= 1;
 
     float sums[2] = {}, cells[2];
