@@ -2,6 +2,7 @@
 
 import functools
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,14 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
+import torch
+
 from robuq_bench.measure.engine_records import Forward
 from robuq_bench.measure.engine_worker import READY, Plan, Task, measure, reference
 
 TIMING_SECONDS = 60.0  # patience with one row's timing
+SERVER_SECONDS = 120.0  # patience with the server that processes are forks of
+IMPORTED = "robuq_bench.measure.engine_worker"  # PyTorch, diffusers and all that a process needs of this package
 Start = Callable[[Callable, Task, Plan], "Worker"]
 Rows = Iterable[Forward]
 
@@ -52,12 +57,29 @@ def start(target: Callable, task: Task, plan: Plan) -> Worker:
 
 @functools.cache
 def _context() -> BaseContext:
-    """Processes are forks of a server that has imported what they need: dozens that import at once take a minute."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["robuq_bench.measure.engine_forks"])
-    return context
+    """Processes are forks of a server that has imported what they need: dozens that import at once take a minute.
+
+    CUDA, once awake, does not survive a fork, and packages look for a GPU when imported: NVML answers them truly
+    without waking it. Where it is awake all the same, processes are fresh ones.
+    """
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+        forks = multiprocessing.get_context("forkserver")
+        forks.set_forkserver_preload([IMPORTED])
+        ours, theirs = multiprocessing.Pipe()
+        first = Worker(None, forks.Process(target=_tell, args=(theirs,), daemon=True), ours)
+        first.process.start()
+        theirs.close()
+        usable = first.answer(SERVER_SECONDS)
+        first.end()
+        if usable:
+            return forks
+    return multiprocessing.get_context("spawn")
+
+
+def _tell(channel: Connection) -> None:
+    """Whether this fork can use a GPU."""
+    channel.send(not torch.cuda._is_in_bad_fork())
 
 
 def wave(tasks: Sequence[Task], models: Sequence[Task], plan: Plan, seconds: float, begin: Start = start) -> Rows:

@@ -1,5 +1,7 @@
 """The deployed denoiser on a GPU: the exact reference's function within bfloat16; graphs bit-equal to launches."""
 
+import gc
+
 import pytest
 import torch
 
@@ -239,6 +241,7 @@ def test_weights_stay_packed(path):
     """Two bits a weight in memory; what is not ternary is small beside them at a width of 1152."""
     file = path("XL")
     torch.cuda.synchronize()
+    gc.collect()  # of earlier tests
     before = torch.cuda.memory_allocated()
     denoiser = deploy(file)
     held = torch.cuda.memory_allocated() - before

@@ -1,6 +1,5 @@
 """A whole-forward measurement, here on the CPU with clocks and memory counters that stand still."""
 
-import multiprocessing
 import os
 import time
 from multiprocessing import Pipe
@@ -187,11 +186,13 @@ def tell(task, plan, channel):
     channel.recv()
 
 
-@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs forks")
-def test_processes_are_forks_of_a_server_that_has_not_woken_cuda():
-    some = [waves.start(tell, None, None) for _ in range(2)]
-    (parent, spoilt), again = (one.answer(100) for one in some)
-    for one in some:
-        one.channel.send("go")
-    waves.end_all(some)
-    assert parent != os.getpid() and not spoilt and again == (parent, False)
+def test_processes_can_use_a_gpu(monkeypatch):
+    """Forks where what they import leaves CUDA asleep, else fresh ones: never one that cannot use it."""
+    monkeypatch.setattr(waves, "IMPORTED", "torch")
+    waves._context.cache_clear()
+    one = waves.start(tell, None, None)
+    parent, spoilt = one.answer(100)
+    one.channel.send("go")
+    one.end(10)
+    assert not spoilt
+    assert (waves._context().get_start_method() == "spawn") == (parent == os.getpid())
