@@ -182,4 +182,4 @@ def test_the_preset_of_the_study_has_the_rows_of_every_claim(in_root):
     preset = load_preset("gpu")
     wanted = {key for claim in load_claims().claims for contrast in claim.contrasts for _, key in contrast.terms}
     assert wanted <= set(study_rows(preset, load_ablations(), full_rows()))
-    assert all(preset.seeds_of(key) == preset.seeds for key in wanted), "a contrast of one seed is never decided"
+    assert all({*preset.seeds} <= {*preset.seeds_of(key)} for key in wanted), "a contrast of one seed is never decided"
