@@ -1,6 +1,6 @@
 """The adaLN modulations of all blocks at once, from one conditioning vector per image."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -10,46 +10,30 @@ from robuq_bench.engine.kernels.adaln import AdalnLayer, modulations, pack_adaln
 from robuq_bench.engine.layers import ReferenceLinear, channel_scale, layer_rotation, padded_branch
 from robuq_bench.engine.packed import Layer
 
-FEW, SHARE = 8, 3
-"""Up to FEW vectors, one multiprocessor of SHARE makes the later blocks' modulations while the first block runs."""
 Modulations = Iterator[tuple[Tensor, ...]]
 """For each block, in order, shift, scale, gate of the attention and of the MLP: six tensors [B, width]."""
 
 
 class ReferenceModulations:
-    """modulations(silu(conditioning) [B, width] float32, beside) -> Modulations in float32, by exact integers."""
+    """modulations(silu(conditioning) [B, width] float32) -> Modulations in float32, by exact integers."""
 
     def __init__(self, layers: list[Layer], method: Recipe, device: torch.device):
         self.linears = [ReferenceLinear(layer, method, device) for layer in layers]
 
-    def __call__(self, conditioning: Tensor, beside: Callable) -> Modulations:
+    def __call__(self, conditioning: Tensor) -> Modulations:
         return (linear(conditioning).chunk(6, -1) for linear in self.linears)
 
 
 class KernelModulations:
-    """The same on the GPU, views of bfloat16 tensors [blocks, B, 6 width].
-
-    With few vectors only the first block waits for its own; those of the others are made beside it.
-    """
+    """The same on the GPU, views of a bfloat16 tensor [blocks, B, 6 width]."""
 
     def __init__(self, layers: list[Layer], method: Recipe, device: torch.device):
         activation = method.activation
         packed = [_packed(layer, method, device) for layer in layers]
         self.stack = pack_adaln(packed, layers[0].bits, activation.format, activation.centre)
 
-    def __call__(self, conditioning: Tensor, beside: Callable) -> Modulations:
-        if len(conditioning) > FEW:
-            return (block.chunk(6, -1) for block in modulations(conditioning, self.stack))
-        with beside() as others_made:
-            others = modulations(conditioning, self.stack[1:], share=SHARE)
-        [first] = modulations(conditioning, self.stack[:1])
-
-        def blocks() -> Modulations:
-            yield first.chunk(6, -1)
-            others_made()
-            yield from (block.chunk(6, -1) for block in others)
-
-        return blocks()
+    def __call__(self, conditioning: Tensor) -> Modulations:
+        return (block.chunk(6, -1) for block in modulations(conditioning, self.stack))
 
 
 def _packed(layer: Layer, method: Recipe, device: torch.device) -> AdalnLayer:

@@ -88,13 +88,12 @@ class Forward:
         with self.beside() as tokens_made:
             hidden = self._tokens(x)
         conditioning = self.condition(time, labels)
-        modulations = self.modulations(conditioning, self.beside)
+        modulations = self.modulations(conditioning)
         with self.beside() as last_made:
             last = self._last_linear(conditioning)
         tokens_made()
         for i, (block, modulation) in enumerate(zip(self.blocks, modulations, strict=True)):
-            # The second block's modulation may still be on its way beside: its first kernel waits for that.
-            hidden = self._block(block, hidden, modulation, settled=i > 1)
+            hidden = self._block(block, hidden, modulation, settled=i > 0)
         last_made()
         return self.images(hidden, *last)
 

@@ -1,11 +1,8 @@
 """Packing of the adaLN linears, on the CPU."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 
-from robuq_bench.engine import adaln as engine_adaln
 from robuq_bench.engine.kernels import AdalnLayer, adaln, block_rotation, pack_adaln, packing
 from robuq_bench.errors import BenchError
 
@@ -77,29 +74,3 @@ def test_no_more_records_in_flight_than_there_are():
     assert adaln.rings(108, 9, 21_248, 132, 230_000) == (4, 1)
     with pytest.raises(BenchError, match="do not fit into 40000 bytes"):
         adaln.rings(108, 2, 21_248, 132, 40_000)
-
-
-def test_the_first_block_waits_for_its_own_modulations_alone(monkeypatch):
-    """Those of the others are made beside it, and waited for before the second block."""
-    events = []
-
-    @contextmanager
-    def beside():
-        events.append("beside")
-        yield lambda: events.append("wait")
-        events.append("back")
-
-    def made(conditioning, stack, share=1):
-        events.append((len(stack.records), share))
-        return stack.records[:, :1, :12].float()
-
-    monkeypatch.setattr(engine_adaln, "modulations", made)
-    own = object.__new__(engine_adaln.KernelModulations)
-    own.stack = pack_adaln([layer(192, 256, seed) for seed in range(3)])
-    blocks = own(torch.zeros(engine_adaln.FEW, 256), beside)
-    assert events == ["beside", (2, engine_adaln.SHARE), "back", (1, 1)]
-    assert len(next(blocks)) == 6 and not events[4:]
-    rest = list(blocks)
-    assert events[4:] == ["wait"] and torch.equal(torch.cat(rest[1], -1), own.stack.records[2, :1, :12].float())
-    many = own(torch.zeros(engine_adaln.FEW + 1, 256), beside)
-    assert events[5:] == [(3, 1)] and len(list(many)) == 3

@@ -83,16 +83,6 @@ def test_integers_equal_int64():
     assert torch.equal(dot[0], integer_product(adaln.unpack_codes(planes, 4, 5)[0], layer.ternary))
 
 
-@pytest.mark.parametrize("batch", [2, 64])
-def test_some_layers_on_a_share_of_the_processors_are_the_same(batch):
-    stack = pack_adaln(layers(5, 2304, 384, "full", True))
-    x = torch.randn(batch, 384, device="cuda")
-    whole = modulations(x, stack)
-    assert torch.equal(modulations(x, stack[:1]), whole[:1])
-    assert torch.equal(modulations(x, stack[1:], share=3), whole[1:])
-    assert modulations(x, stack[5:], share=3).shape == (0, batch, 2304)
-
-
 def test_graphs_replay_and_operands_that_do_not_fit_are_refused():
     stack = pack_adaln(layers(2, 768, 128, "block", True))
     x = torch.randn(3, 128, device="cuda").bfloat16()

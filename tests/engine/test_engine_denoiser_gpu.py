@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robuq_bench.config.preset import DiT, load_preset
-from robuq_bench.engine import adaln, graphs
+from robuq_bench.engine import graphs
 from robuq_bench.engine.denoiser import deploy
 from robuq_bench.engine.layers import ReferenceLinear
 from robuq_bench.engine.standin import standin
@@ -132,18 +132,6 @@ def test_graphs_equal_plain_launches_bit_for_bit(path):
         assert torch.equal(output, plain(*given).sample) and output.isfinite().all()
         again = graphed(*given).sample
         assert torch.equal(output, again) and output.data_ptr() != again.data_ptr()
-
-
-def test_blocks_wait_for_modulations_that_are_late(path, monkeypatch):
-    """Those of all blocks but the first are made beside it; here by one multiprocessor, which takes longer than it."""
-    file, given = path("XL"), [inputs(2, seed) for seed in range(4)]
-    monkeypatch.setattr(adaln, "FEW", 0)
-    expected = [deploy(file, graphs=False)(*one).sample for one in given]
-    monkeypatch.setattr(adaln, "FEW", 8)
-    monkeypatch.setattr(adaln, "SHARE", torch.cuda.get_device_properties("cuda").multi_processor_count)
-    for denoiser in (deploy(file), deploy(file, graphs=False)):
-        found = [[denoiser(*one).sample for one in given] for _ in range(5)]
-        assert all(torch.equal(one, want) for turn in found for one, want in zip(turn, expected, strict=True))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8, 9])

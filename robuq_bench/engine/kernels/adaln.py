@@ -14,7 +14,7 @@ Rows of `planes` and `up` are permuted inside each group of 16: row i of the fir
 import ctypes
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import pi, sqrt
 
 import torch
@@ -71,11 +71,6 @@ class AdalnStack:
     bits: int
     levels: str
     center: bool
-
-    def __getitem__(self, layers: slice) -> "AdalnStack":
-        """Some of the layers, not copied."""
-        down = None if self.down is None else self.down[layers]
-        return replace(self, records=self.records[layers], signs=self.signs[layers], down=down)
 
 
 def pack_adaln(
@@ -174,12 +169,11 @@ def rings(records: int, batch: int, record: int, blocks: int, shared: int) -> tu
     return parts, stages
 
 
-def modulations(conditioning: Tensor, stack: AdalnStack, out: Tensor | None = None, share: int = 1) -> Tensor:
+def modulations(conditioning: Tensor, stack: AdalnStack, out: Tensor | None = None) -> Tensor:
     """Every layer's modulation of every vector: bfloat16 [layers, batch, n], on torch's current stream.
 
     conditioning: [batch, k], bfloat16 or float32, the input of the linears (SiLU already applied). Each vector is
     rotated with the layer's signs, quantised and multiplied, the integer part exactly. `out`, if given, is overwritten.
-    share: one multiprocessor of so many does it, so that other kernels can run meanwhile.
     Raises BenchError on operands that do not fit, no GPU, or one older than sm_80.
     """
     device = conditioning.device
@@ -195,11 +189,11 @@ def modulations(conditioning: Tensor, stack: AdalnStack, out: Tensor | None = No
     if out.shape != shape or out.dtype != torch.bfloat16 or not out.is_contiguous():
         raise BenchError(f"out must be a contiguous bfloat16 {list(shape)}")
     if out.numel():
-        _launch(conditioning, stack, out, share)
+        _launch(conditioning, stack, out)
     return out
 
 
-def _launch(conditioning: Tensor, stack: AdalnStack, out: Tensor, share: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+def _launch(conditioning: Tensor, stack: AdalnStack, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Both kernels. Returns what passes between them: planes, (step, offset, code sum), projected vectors."""
     device, layers, batch = conditioning.device, len(stack.records), len(conditioning)
     tiles = -(-batch // 8)
@@ -220,9 +214,7 @@ def _launch(conditioning: Tensor, stack: AdalnStack, out: Tensor, share: int = 1
     )
     rows, (_, pieces, record) = len(stack.mix), stack.records.shape
     facts = torch.cuda.get_device_properties(device)
-    blocks = max(1, facts.multi_processor_count // share)
-    # Of a share of the multiprocessors half of their shared memory, so that other kernels' blocks fit beside.
-    shared = facts.shared_memory_per_block_optin // (1 if share == 1 else 2) - 2048
+    blocks, shared = facts.multi_processor_count, facts.shared_memory_per_block_optin - 2048
     parts, stages = rings(layers * pieces, batch, record, blocks, shared)
     same = (rows, stack.columns, stack.bits, stack.down is not None, stack.center)
     floats = conditioning.dtype == torch.float32

@@ -162,6 +162,14 @@ class _Launch(ctypes.Structure):
     )
 
 
+_joining: set[int] = set()  # streams whose next launch is not an early one
+
+
+def join() -> None:
+    """Torch's current stream has been told to wait for another: its next launch will be an ordinary one."""
+    _joining.add(torch.cuda.current_stream().cuda_stream)
+
+
 class Kernel:
     """One compiled kernel, loaded on one device: before any CUDA graph capture, as loading synchronises.
 
@@ -187,8 +195,8 @@ class Kernel:
         only = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         with torch.cuda.device(self.device):
             stream = torch.cuda.current_stream().cuda_stream
-            launch = _Launch(
-                (blocks, 1, 1), (threads, 1, 1), self.shared_bytes, stream, self._early, self._early is not None
-            )
+            early = None if stream in _joining else self._early
+            _joining.discard(stream)
+            launch = _Launch((blocks, 1, 1), (threads, 1, 1), self.shared_bytes, stream, early, early is not None)
             status = driver().cuLaunchKernelEx(ctypes.byref(launch), self._function, only, None)
         _check(status, "a kernel launch")
