@@ -78,7 +78,7 @@ def test_every_linear_agrees_with_the_reference(path, size, row):
             hidden, y = y, unsigned(y, reference.blocks[0]["fc2"])
         assert error(y, reference.blocks[0][kind](given.float().cpu(), **whole)) < 0.025, kind
     conditioning = torch.nn.functional.silu(random(2, width)).float()
-    made = mine.modulations(conditioning.cuda(), mine.beside), reference.modulations(conditioning, reference.beside)
+    made = mine.modulations(conditioning.cuda()), reference.modulations(conditioning)
     for got, wanted in zip(*made, strict=True):
         assert all(error(g, w) < 0.02 for g, w in zip(got, wanted, strict=True))
 
