@@ -47,7 +47,7 @@ def test_gates_and_branches_are_not_zero(made):
     stored = packed.read(made())
     forward = deploy(made(), "cpu")._forward
     _, time, labels = inputs()
-    for shift, scale, gate, *_ in forward.modulations(forward.condition(time, labels), forward.beside):
+    for shift, scale, gate, *_ in forward.modulations(forward.condition(time, labels)):
         assert all(0.05 < part.std() < 1 for part in (shift, scale, gate))
     for layer in stored.layers.values():
         assert layer.up.float().std() > 0 and layer.down.float().std() > 0 and (layer.step > 0).all()
