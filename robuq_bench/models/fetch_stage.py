@@ -4,7 +4,7 @@ import argparse
 import textwrap
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import model_info, snapshot_download
 
 from robuq_bench.config.preset import load_preset, preset_arguments
 from robuq_bench.errors import BenchError
@@ -46,7 +46,10 @@ def download(repository: str, folder: Path) -> None:
     LOG.info("fetching %s into %s", repository, folder)
     write_text(folder / UNFINISHED, repository)
     try:
-        snapshot_download(repository, local_dir=folder, allow_patterns=PATTERNS)
+        revision = model_info(
+            repository
+        ).sha  # asked first: without a network the next line is content with what is there
+        snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=PATTERNS)
         (folder / UNFINISHED).unlink()
     except Exception as error:  # a network can fail in any way
         reason = textwrap.shorten(str(error), 160, placeholder="…")

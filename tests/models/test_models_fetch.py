@@ -1,5 +1,7 @@
 """The verb `fetch`: nothing to do where the files are, one line where the hub is out of reach (as in all tests)."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from robuq_bench import cli
@@ -13,7 +15,12 @@ def root(in_root):
     return in_root
 
 
-def test_hub_unreachable_is_one_line(tmp_path, capsys):
+@pytest.mark.parametrize("begun", [False, True])
+def test_hub_unreachable_is_one_line(tmp_path, capsys, begun):
+    """Also where a fetch was begun before."""
+    if begun:
+        (tmp_path / "dit").mkdir()
+        (tmp_path / "dit/.unfinished").touch()
     assert cli.main(["fetch", "smoke", "--set", NAMED.format(tmp_path)]) == 2
     text = capsys.readouterr().err
     assert text.splitlines()[-1].startswith("robuq-bench: facebook/DiT-XL-2-256: could not be fetched")
@@ -37,6 +44,7 @@ def test_a_cut_fetch_is_not_taken_for_a_whole_one(tmp_path, capsys, monkeypatch)
         if len(arrived) == 1:
             raise ConnectionError("reset by peer")
 
+    monkeypatch.setattr(fetch_stage, "model_info", lambda repository: SimpleNamespace(sha="0" * 40))
     monkeypatch.setattr(fetch_stage, "snapshot_download", some)
     assert cli.main(["fetch", "smoke", "--set", NAMED.format(tmp_path)]) == 2
     assert "reset by peer" in capsys.readouterr().err
