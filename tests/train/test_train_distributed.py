@@ -107,10 +107,10 @@ def test_a_lost_process_is_one_line_and_the_same_command_goes_on(pair, tmp_path,
     assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
 
 
-def test_who_stops_the_launcher_stops_its_processes(tmp_path):
+def test_who_stops_the_launcher_stops_its_processes(tmp_path, warm):
     """As a scheduler or a user does: none goes on alone, and what was saved is kept."""
     line = command(tmp_path, PLAN.replace("steps=100,", "steps=100000,"))
-    process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(line, cwd=ROOT, env=warm, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not [*tmp_path.glob("state/step*.pt")]:
         assert process.poll() is None and time.monotonic() < deadline
