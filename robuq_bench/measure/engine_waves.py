@@ -1,23 +1,16 @@
 """Run measurements in processes of their own: a wave gets ready side by side, then each is timed alone."""
 
-import functools
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-
-import torch
 
 from robuq_bench.measure.engine_records import Forward
 from robuq_bench.measure.engine_worker import READY, Plan, Task, measure, reference
 
 TIMING_SECONDS = 60.0  # patience with one row's timing
-SERVER_SECONDS = 120.0  # patience with the server that processes are forks of
-IMPORTED = "robuq_bench.measure.engine_worker"  # PyTorch, diffusers and all that a process needs of this package
 Start = Callable[[Callable, Task, Plan], "Worker"]
 Rows = Iterable[Forward]
 
@@ -47,39 +40,13 @@ class Worker:
 
 
 def start(target: Callable, task: Task, plan: Plan) -> Worker:
-    """`target(task, plan, channel)` in a process that no other has touched the GPU in."""
-    ours, theirs = multiprocessing.Pipe()
-    process = _context().Process(target=target, args=(task, plan, theirs), daemon=True)
+    """`target(task, plan, channel)` in a fresh process: CUDA does not survive a fork."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(task, plan, theirs), daemon=True)
     process.start()
     theirs.close()
     return Worker(task, process, ours)
-
-
-@functools.cache
-def _context() -> BaseContext:
-    """Processes are forks of a server that has imported what they need: dozens that import at once take a minute.
-
-    CUDA, once awake, does not survive a fork, and packages look for a GPU when imported: NVML answers them truly
-    without waking it. Where it is awake all the same, processes are fresh ones.
-    """
-    if "forkserver" in multiprocessing.get_all_start_methods():
-        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-        forks = multiprocessing.get_context("forkserver")
-        forks.set_forkserver_preload([IMPORTED])
-        ours, theirs = multiprocessing.Pipe()
-        first = Worker(None, forks.Process(target=_tell, args=(theirs,), daemon=True), ours)
-        first.process.start()
-        theirs.close()
-        usable = first.answer(SERVER_SECONDS)
-        first.end()
-        if usable:
-            return forks
-    return multiprocessing.get_context("spawn")
-
-
-def _tell(channel: Connection) -> None:
-    """Whether this fork can use a GPU."""
-    channel.send(not torch.cuda._is_in_bad_fork())
 
 
 def wave(tasks: Sequence[Task], models: Sequence[Task], plan: Plan, seconds: float, begin: Start = start) -> Rows:

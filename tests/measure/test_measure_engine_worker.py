@@ -1,6 +1,5 @@
 """A whole-forward measurement, here on the CPU with clocks and memory counters that stand still."""
 
-import os
 import time
 from multiprocessing import Pipe
 
@@ -179,20 +178,3 @@ def test_a_wave_times_one_after_the_other_and_names_the_dead(tmp_path):
         theirs["good"].recv()
     assert rows[1].status == rows[2].status == "failed" and "not ready within" in rows[2].reason
     assert rows[3].status == "not available"
-
-
-def tell(task, plan, channel):
-    channel.send((os.getppid(), torch.cuda._is_in_bad_fork()))
-    channel.recv()
-
-
-def test_processes_can_use_a_gpu(monkeypatch):
-    """Forks where what they import leaves CUDA asleep, else fresh ones: never one that cannot use it."""
-    monkeypatch.setattr(waves, "IMPORTED", "torch")
-    waves._context.cache_clear()
-    one = waves.start(tell, None, None)
-    parent, spoilt = one.answer(100)
-    one.channel.send("go")
-    one.end(10)
-    assert not spoilt
-    assert (waves._context().get_start_method() == "spawn") == (parent == os.getpid())
