@@ -67,7 +67,7 @@ SUMMARY = {
     "measure": "size and latency of a packed model",
     "quantiser-error": "error of activation quantisers on a trained model, without training",
     "inspect": "are rotated activations normal, and what do a trained row's parts carry",
-    "probe": "how fast this GPU is at each part of the paper's run, in a minute",
+    "probe": "how fast this GPU is at each part of the paper's run, in minutes",
     "step-cost": "what fake quantisation costs in training, per recipe",
     "engine-tune": "choose the tiles of a packed file's products by measuring them on this GPU",
     "engine-rates": "probe what the GPU can do: tensor-core rates, copy bandwidth",

@@ -1,6 +1,6 @@
 """How fast is this GPU at what the paper's run consists of? Training steps, denoisers, features, the autoencoder.
 
-About two minutes. `robuq-bench plan` computes from the JSON what a preset would cost. Every part is made in a process
+Some minutes. `robuq-bench plan` computes from the JSON what a preset would cost. Every part is made in a process
 of its own, side by side where GPU memory allows, and timed alone; weights are random.
 """
 
