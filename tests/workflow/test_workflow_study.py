@@ -54,5 +54,5 @@ def test_the_gpu_preset_trains_headline_rows_three_times(project, in_root):
     thrice = rows & {*preset.rows, *preset.seeded} - {"full_precision/W32A32"}
     assert len(thrice) == len(preset.rows) - 1 + len(preset.seeded)
     more = sum(len(seeds) for seeds in preset.more_seeds.values())
-    assert jobs["train"] == 3 * len(thrice) + len(rows - thrice) + more == 144 and jobs["reference"] == 1
+    assert jobs["train"] == 3 * len(thrice) + len(rows - thrice) + more and jobs["reference"] == 1
     assert jobs["train"] == jobs["export"] == jobs["sample"] == jobs["evaluate"]
