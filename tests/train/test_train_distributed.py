@@ -82,20 +82,25 @@ def process_of_rank(rank: int, folder: Path) -> int | None:
     return None
 
 
-def test_a_lost_process_is_one_line_and_the_same_command_goes_on(pair, tmp_path, warm):
-    """Killed in mid-training, which goes on from the state that was saved and ends as if undisturbed, bit for bit."""
-    line = command(tmp_path)
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def lose_a_process(line: list[str], folder: Path) -> tuple[int, str]:
+    """Run `line`, kill its process of rank 1 once a state is saved in `folder`; how it ended, and what it said."""
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not [*tmp_path.glob("state/step*.pt")]:
+    while not [*folder.glob("state/step*.pt")]:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
-    lost = process_of_rank(1, tmp_path)
+    lost = process_of_rank(1, folder)
     assert lost, "it ended before it could be lost"
     os.kill(lost, signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
+    errors = process.communicate(timeout=120)[1]
+    return process.returncode, errors
+
+
+def test_a_lost_process_is_one_line_and_the_same_command_goes_on(pair, tmp_path, warm):
+    """Killed in mid-training, which goes on from the state that was saved and ends as if undisturbed, bit for bit."""
+    code, errors = lose_a_process(command(tmp_path), tmp_path)
     lines = said(errors)
-    assert process.returncode == 2 and "Traceback" not in errors and len(lines) == 1
+    assert code == 2 and "Traceback" not in errors and len(lines) == 1
     assert "was lost" in lines[0] and "run the same command again" in lines[0] and ".cc:" not in lines[0]
     kept = max(path.name for path in tmp_path.glob("state/step*.pt"))
     assert not (tmp_path / "model.safetensors").exists()

@@ -1,14 +1,11 @@
 """Two GPUs at one training over NCCL, as users call it; see test_train_distributed for the same over gloo."""
 
-import os
-import signal
-import subprocess
 import time
 
 import numpy as np
 import pytest
 import torch
-from test_train_distributed import AT_ONCE, PLAN, ROOT, command, process_of_rank, run, said, weights
+from test_train_distributed import AT_ONCE, PLAN, command, lose_a_process, run, said, weights
 
 from robuq_bench.files import read_json
 
@@ -37,16 +34,8 @@ def test_two_gpus_give_the_curve_of_one(pair, tmp_path, warm):
 
 
 def test_a_lost_gpu_is_one_line_and_the_same_command_goes_on(pair, tmp_path, warm):
-    process = subprocess.Popen(command(tmp_path, GPUS), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not [*tmp_path.glob("state/step*.pt")]:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    lost = process_of_rank(1, tmp_path)
-    assert lost, "it ended before it could be lost"
-    os.kill(lost, signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2 and "Traceback" not in errors
+    code, errors = lose_a_process(command(tmp_path, GPUS), tmp_path)
+    assert code == 2 and "Traceback" not in errors
     (line,) = said(errors)
     assert "was lost" in line and "run the same command again" in line
     done = run(warm, tmp_path, GPUS)
