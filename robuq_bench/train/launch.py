@@ -58,9 +58,7 @@ def start(command: Sequence[str], count: int, said: Sequence[IO[str]]) -> list[s
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    quiet = {
-        "TORCH_CPP_LOG_LEVEL": "ERROR"
-    }  # a mistake is one line, not that and what NCCL has to say about leaving it
+    quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # a mistake is one line, not that and what NCCL says of leaving it
     found = []
     for rank in range(count):
         facts = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}

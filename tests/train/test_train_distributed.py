@@ -100,7 +100,7 @@ def test_a_lost_process_is_one_line_and_the_same_command_goes_on(pair, tmp_path,
     """Killed in mid-training, which goes on from the state that was saved and ends as if undisturbed, bit for bit."""
     code, errors = lose_a_process(command(tmp_path), tmp_path)
     lines = said(errors)
-    assert code == 2 and "Traceback" not in errors and len(lines) == 1
+    assert code == 2 and "Traceback" not in errors and len(lines) == 1, (code, errors)
     assert "was lost" in lines[0] and "run the same command again" in lines[0] and ".cc:" not in lines[0]
     kept = max(path.name for path in tmp_path.glob("state/step*.pt"))
     assert not (tmp_path / "model.safetensors").exists()
